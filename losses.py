@@ -1,0 +1,259 @@
+"""The losses, the head that computes them without holding all logits, and their link to probabilities.
+
+A loss of the family is six numbers. With logits f = W h in R^C and target class y:
+
+    L(f, y) = c * (-log softmax(f)_y) + sum_j (a2 f_j^2 + a1 f_j) + b2 f_y^2 + b1 f_y + b0
+
+Cross-entropy, the (rescaled) square loss of Hui & Belkin (arXiv 2006.07322) and squentropy of
+Hui, Belkin & Wright (arXiv 2302.03952) are all members. Any other loss is a plain function
+`loss(logits, targets)` in OWN.
+
+Shapes: N tokens, C classes (the tokenizer's vocabulary), d the model's width. `weight` is the
+head's matrix; it may have more than C rows, which then are padding and take no part in anything.
+"""
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+# Share of softmax in the link reading of nats: the bare link gives some tokens probability 0.
+# 0.05 was best or next to it for every loss that needs it (README, "The reading").
+MIX = 0.05
+
+
+class Family(NamedTuple):
+    """The six numbers of a loss (see the formula above)."""
+    c: float = 0.0
+    a2: float = 0.0
+    a1: float = 0.0
+    b2: float = 0.0
+    b1: float = 0.0
+    b0: float = 0.0
+
+
+def cross_entropy(C):
+    return Family(c=1.0)
+
+
+def mse(C, mse_true_weight=1.0, mse_target=1.0):
+    """k (f_y - M)^2 + sum_{j != y} f_j^2, the square loss rescaled by k and M; a sum over classes:
+    with their mean, gradients at C = 50,257 are so small that AdamW's eps swallows them."""
+    k, M = mse_true_weight, mse_target
+    return Family(a2=1.0, b2=k - 1, b1=-2 * k * M, b0=k * M * M)
+
+
+def squentropy(C, squentropy_weight=1.0, squentropy_target=0.0):
+    """Cross-entropy + alpha / (C-1) sum_{j != y} (f_j - t)^2; alpha = 1, t = 0 is the published loss."""
+    alpha, t = squentropy_weight / (C - 1), squentropy_target
+    return Family(c=1.0, a2=alpha, a1=-2 * alpha * t, b2=-alpha, b1=2 * alpha * t, b0=squentropy_weight * t * t)
+
+
+def cross_entropy_plus_mse(C, true_weight=65.0):
+    """What the original study trained under the name of squentropy: cross-entropy plus the mean over
+    all classes of the squared error to the one-hot target, the true class weighted by 65."""
+    k = true_weight
+    return Family(c=1.0, a2=1 / C, b2=(k - 1) / C, b1=-2 * k / C, b0=k / C)
+
+
+FAMILY = {'cross_entropy': cross_entropy, 'mse': mse, 'squentropy': squentropy,
+          'cross_entropy_plus_mse': cross_entropy_plus_mse}
+
+# A loss of your own goes here: a function of float32 logits (n, C) and targets (n,) that returns the
+# n losses. It sees the tokens in chunks. It is read through softmax, unless it has an attribute
+# `link`, a function logits (n, C) -> probabilities (n, C).
+OWN = {}
+
+
+def make_loss(name, C, **constants):
+    """The loss called `name` at C classes: a Family or a function of OWN.
+
+    constants: those of squentropy_weight, squentropy_target, mse_true_weight, mse_target that are
+    set; each loss takes its own and leaves the others. Raises ValueError for an unknown name.
+    """
+    if name in OWN:
+        return OWN[name]
+    if name not in FAMILY:
+        raise ValueError(f"--loss={name} is not a loss; choose from {', '.join([*FAMILY, *OWN])}")
+    takes = FAMILY[name].__code__.co_varnames[1:FAMILY[name].__code__.co_argcount]
+    return FAMILY[name](C, **{k: v for k, v in constants.items() if k in takes})
+
+
+def reported_scale(name, C):
+    """What the training objective is multiplied by where it is printed: MSE trains on the sum over
+    classes and is reported as their mean."""
+    return 1 / C if name == 'mse' else 1.0
+
+
+# -----------------------------------------------------------------------------
+# training: the mean loss and its gradients, without N x C logits
+
+def mean_loss(loss, hidden, weight, targets, C):
+    """The mean of `loss` over all tokens, differentiable in hidden and weight.
+
+    hidden (..., d), weight (at least C rows, d), targets (...) of ids in [0, C). Returns a float32
+    scalar (float64 for float64 input).
+    """
+    hidden, targets = hidden.reshape(-1, hidden.size(-1)), targets.reshape(-1)
+    if not isinstance(loss, Family):
+        return _Chunked.apply(hidden, weight, targets, C, _with_grad(loss)) / len(targets)
+    total = 0.0
+    if loss.c:
+        total = loss.c * _Chunked.apply(hidden, weight, targets, C, _cross_entropy_with_grad)
+    if any(loss[1:]):
+        total = total + quadratic(loss, hidden, weight, targets, C).sum()
+    return total / len(targets)
+
+
+def quadratic(loss, hidden, weight, targets, C):
+    """The quadratic part of the loss of each token (N,), from the d x d Gram matrix of the head.
+
+    sum_j f_j^2 = h' (W'W) h and sum_j f_j = h . sum_j W_j, so no logits are needed (Vincent,
+    de Brebisson & Bouthillier, arXiv 1412.7091), and autograd through them is exact. Differences
+    of squares lose everything in bfloat16, hence float32 here, whatever autocast says.
+    """
+    with torch.autocast(hidden.device.type, enabled=False):
+        h, W = _at_least_float32(hidden), _at_least_float32(weight)
+        W = W if len(W) == C else W[:C]
+        # F.embedding and not W[targets]: its backward is deterministic
+        f_y = (h * F.embedding(targets, W)).sum(-1)
+        total = loss.b2 * f_y * f_y + loss.b1 * f_y + loss.b0
+        if loss.a2:
+            total = total + loss.a2 * (h @ (W.T @ W) * h).sum(-1)
+        if loss.a1:
+            total = total + loss.a1 * (h @ W.sum(0))
+        return total
+
+
+class _Chunked(torch.autograd.Function):
+    """The sum over tokens of a loss of the logits, a chunk of tokens at a time.
+
+    The gradients are made in the forward pass, while the chunk's logits are at hand, so there are
+    never more than `chunk_rows` rows of them. per_token(logits, targets) -> (losses (n,), their
+    gradient (n, C)) and may overwrite the logits.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, C, per_token):
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        with torch.autocast(device, enabled=False):
+            h, W = hidden.to(dtype), weight.to(dtype)
+            grad_h = torch.empty_like(hidden)
+            grad_W = torch.zeros_like(weight)
+            total = torch.zeros((), dtype=_at_least_float32(hidden[:0]).dtype, device=hidden.device)
+            rows = chunk_rows(C, hidden.device)
+            for i in range(0, len(h), rows):
+                part = slice(i, i + rows)
+                logits = _at_least_float32(F.linear(h[part], W))
+                losses, grad = per_token(logits[:, :C], targets[part])
+                total += losses.sum()
+                if len(W) > C:  # padded rows made the product faster; here they end
+                    grad = F.pad(grad, (0, len(W) - C))
+                grad = grad.to(dtype)
+                grad_h[part] = grad @ W
+                if dtype == weight.dtype:
+                    grad_W.addmm_(grad.T, h[part])
+                else:
+                    grad_W += grad.T @ h[part]
+        ctx.save_for_backward(grad_h, grad_W)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad_h, grad_W = ctx.saved_tensors
+        return grad * grad_h, grad * grad_W, None, None, None
+
+
+def _cross_entropy_with_grad(logits, targets):
+    log_p = F.log_softmax(logits, dim=-1)
+    losses = -log_p.gather(1, targets[:, None]).squeeze(1)
+    grad = log_p.exp_()
+    grad[torch.arange(len(targets), device=targets.device), targets] -= 1
+    return losses, grad
+
+
+def _with_grad(loss):
+    def per_token(logits, targets):
+        with torch.enable_grad():
+            logits = logits.detach().requires_grad_()
+            losses = loss(logits, targets)
+            grad, = torch.autograd.grad(losses.sum(), logits)
+        return losses.detach(), grad
+    return per_token
+
+
+def chunk_rows(C, device):
+    """Tokens whose logits are held at a time: on a CPU so many that they stay in its cache (8 MB in
+    float32; measured, 64 MB took 1.3 to 2 times as long), elsewhere 256 MB."""
+    return max(32, 2**(21 if device.type == 'cpu' else 26) // C)
+
+
+def _at_least_float32(x):
+    return x if x.dtype == torch.float64 else x.float()
+
+
+# -----------------------------------------------------------------------------
+# reading a model: from logits to probabilities
+
+def link(loss, logits):
+    """The probabilities that the logits of a model trained with `loss` mean: (n, C) -> (n, C).
+
+    At the optimum of E_{y~p} L(f, y) the derivative in f_j is zero:
+    c (softmax_j - p_j) + 2 a2 f_j + a1 + p_j (2 b2 f_j + b1) = 0, so
+
+        p_j = (c softmax(f)_j + 2 a2 f_j + a1) / (c - b1 - 2 b2 f_j)
+
+    which is softmax for cross-entropy. Off the optimum the ratio need not be a probability; it is
+    completed so that the order of the logits is kept (numerator <= 0 gives 0; else denominator <=
+    numerator gives 1), then normalised. Where nothing is left, softmax stands in.
+    Logits must be float32 or float64: the numerator is a small difference.
+    """
+    if logits.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f'the link needs float32 logits, found {logits.dtype}')
+    softmax = F.softmax(logits, dim=-1)
+    if not isinstance(loss, Family):
+        return loss.link(logits) if hasattr(loss, 'link') else softmax
+    if not any(loss[1:5]):
+        return softmax
+    above = loss.c * softmax + 2 * loss.a2 * logits + loss.a1
+    below = loss.c - loss.b1 - 2 * loss.b2 * logits
+    p = torch.where(above <= 0, 0.0, torch.where(below <= above, 1.0, above / below))
+    total = p.sum(-1, keepdim=True)
+    return torch.where(total > 0, p / total, softmax)
+
+
+def nats(loss, logits, targets, mix=MIX):
+    """-log p of each target (n,), read as p = (1 - mix) link + mix softmax: (n, C), (n,) -> (n,).
+
+    For a loss whose link is softmax this is its cross-entropy, to the last digit.
+    """
+    log_softmax = -F.cross_entropy(logits, targets, reduction='none')
+    if _is_softmax(loss):
+        return -log_softmax
+    p = link(loss, logits).gather(1, targets[:, None]).squeeze(1)
+    # in logarithms: softmax alone may underflow
+    return -torch.logaddexp(torch.log((1 - mix) * p), log_softmax + math.log(mix))
+
+
+def _is_softmax(loss):
+    return not any(loss[1:5]) if isinstance(loss, Family) else not hasattr(loss, 'link')
+
+
+@torch.no_grad()
+def score(loss, hidden, weight, targets, C):
+    """(objective, nats) of each token, both (N,) float32: what was trained, and -log p through the
+    link reading. Shapes as in mean_loss; no gradients."""
+    hidden, targets = hidden.reshape(-1, hidden.size(-1)), targets.reshape(-1)
+    objective, surprise = [], []
+    with torch.autocast(hidden.device.type, enabled=False):
+        hidden, W = hidden.float(), weight[:C].float()
+        rows = chunk_rows(C, hidden.device)
+        for h, y in zip(hidden.split(rows), targets.split(rows)):
+            logits = F.linear(h, W)
+            if isinstance(loss, Family):
+                objective.append(quadratic(loss, h, W, y, C) + loss.c * F.cross_entropy(logits, y, reduction='none'))
+            else:
+                objective.append(loss(logits, y))
+            surprise.append(nats(loss, logits, y))
+    return torch.cat(objective), torch.cat(surprise)
