@@ -271,13 +271,11 @@ def stored_at(name, trees):
 
 
 def scratch_names(trees):
-    """names bound by import, for, with, except and :=, which a config uses without meaning a setting"""
+    """names bound by import, for, with and :=, not meant as settings (those of except are gone by then)"""
     names, targets = set(), []
     for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(node, ast.alias):
             names.add((node.asname or node.name).partition('.')[0])
-        elif isinstance(node, ast.ExceptHandler):
-            names.add(node.name)
         elif isinstance(node, (ast.For, ast.NamedExpr)):
             targets.append(node.target)
         elif isinstance(node, ast.withitem) and node.optional_vars:

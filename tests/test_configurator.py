@@ -165,7 +165,8 @@ def test_flag_is_taken(argv, name, value):
     ('--n_layer=four', "'four'"), ('--n_layer=1.0', "'1.0'"), ('--n_layer=1e3', "'1e3'"), ('--n_layer=True', "'True'"),
     ('--n_layer=', "''"), ('--n_layer=nan', "'nan'"), ('--n_layer=0x10', "'0x10'"), ('--n_layer=2*2', "'2*2'"),
     ('--n_layer=None', "'None'"), ('--n_layer="3"', "'\"3\"'"), ('--n_layer=' + '9' * 5000, "'999"),
-    ('--dropout=nan', "'nan'"), ('--dropout=inf', "'inf'"), ('--dropout=-inf', "'-inf'"), ('--dropout=1e999', "'1e999'"),
+    ('--dropout=nan', "'nan'"), ('--dropout=inf', "'inf'"), ('--dropout=-inf', "'-inf'"),
+    ('--dropout=1e999', "'1e999'"),
     ('--dropout=' + '9' * 400, "'999"), ('--dropout=True', "'True'"), ('--dropout=low', "'low'"), ('--dropout=', "''"),
     ('--dropout=1e-3x', "'1e-3x'"),
     ('--eval_only=1', "'1'"), ('--eval_only=0', "'0'"), ('--eval_only=yes', "'yes'"), ('--eval_only=', "''"),
@@ -180,7 +181,8 @@ def test_flag_of_a_wrong_type_is_refused(capsys, flag, found):
 
 
 @pytest.mark.parametrize('line, value', [
-    ('n_layer = 12', 12), ('dropout = 0.5', 0.5), ('dropout = 0', 0.0), ('eval_only = True', True), ("out_dir = '1'", '1'),
+    ('n_layer = 12', 12), ('dropout = 0.5', 0.5), ('dropout = 0', 0.0), ('eval_only = True', True),
+    ("out_dir = '1'", '1'),
     ('n_layer = n_layer * 3', 12), ('n_layer += 1', 5), ('n_layer: int = 2', 2),
 ])
 def test_config_value_is_taken(line, value):
@@ -192,7 +194,8 @@ def test_config_value_is_taken(line, value):
 
 
 @pytest.mark.parametrize('name, value', [
-    ('n_layer', '1.0'), ('n_layer', '1e3'), ('n_layer', 'True'), ('n_layer', "'4'"), ('n_layer', 'None'), ('n_layer', '[4]'),
+    ('n_layer', '1.0'), ('n_layer', '1e3'), ('n_layer', 'True'), ('n_layer', "'4'"), ('n_layer', 'None'),
+    ('n_layer', '[4]'),
     ('n_layer', 'print'), ('dropout', 'True'), ('dropout', "'0.1'"), ('dropout', "float('nan')"), ('dropout', '1e999'),
     ('dropout', '-1e999'), ('dropout', '10 ** 400'), ('eval_only', '1'), ('eval_only', '0'), ('eval_only', "'True'"),
     ('out_dir', '1'), ('out_dir', 'None'), ('out_dir', "b'out'"), ('out_dir', "__import__('pathlib').Path('a')"),
@@ -208,12 +211,12 @@ def test_config_value_of_a_wrong_type_is_refused(capsys, name, value):
 # mistakes
 
 def test_all_mistakes_are_said_at_once(capsys):
-    """Each mistake of each file, each flag and each rule has its own line, in order."""
+    """Each mistake of each file, each flag and each rule has its own line, argument by argument."""
     a = write('config/a.py', "n_layr = 3\nn_layer = '3'\n")
     b = write('config/b.py', 'n_layer = = 1\n')
     lines = refused(capsys, '--bias=2', a, b, 'config/none.py', 'stray', '--who=3', '--eval_only', '--n_head=3',
                     '--n_embd=100', '--dropout=2')
-    starts = ['--bias=2: ', 'config/a.py:1: ', 'config/a.py:2: ', 'config/b.py:1: ', 'config/none.py: ', "'stray' is ",
+    starts = ['--bias=2: ', 'config/a.py:2: ', 'config/a.py:1: ', 'config/b.py:1: ', 'config/none.py: ', "'stray' is ",
               '--who=3: ', '--eval_only needs a value', 'n_embd % n_head == 0 ', '0 <= dropout < 1 ']
     assert len(lines) == len(starts)
     assert all(line.startswith(start) for line, start in zip(lines, starts)), lines
@@ -359,6 +362,7 @@ def helper(x):
 class Thing:
     attribute = 1
 square = lambda x: x * x
+loaded = __import__('os')
 with open(__file__) as f:
     text_lines = None
     del text_lines
@@ -401,8 +405,9 @@ def test_unknown_name_without_a_near_one(capsys):
     assert '_ in front' in refused_once(capsys, write('a.py', 'zzz = 1\n'))
 
 
-def test_config_builds_on_another():
-    """`from base import *` takes the base beside the config, and what follows overrides it."""
+def test_config_builds_on_another(monkeypatch):
+    """`from base import *` takes the base beside the config, what follows overrides it, and no trace is left."""
+    monkeypatch.setattr(sys, 'dont_write_bytecode', False)
     write('config/base.py', 'import math\nn_layer = 2\nn_head = 2\nfor i in range(3):\n    pass\n')
     write('config/middle.py', 'from base import *\nn_embd = 64\n')
     a = write('config/a.py', 'from middle import *\nn_layer = n_layer + 1\n')
@@ -550,12 +555,21 @@ def test_help_comes_before_the_heavy_imports(script):
 
 def test_process_sets_the_globals_from_any_folder(script, tmp_path):
     """A run from elsewhere has the values of its config and flags."""
-    script.write_text(SCRIPT.replace('import a_module_that_is_heavy', 'print(config["n_layer"], n_layer, n_head, bias)'))
+    script.write_text(SCRIPT.replace(
+        'import a_module_that_is_heavy', 'print(config["n_layer"], n_layer, n_head, bias)'
+    ))
     write('config/base.py', 'n_layer = 2\n')
     write('config/a.py', 'from base import *\nn_head = 2\n')
     (tmp_path / 'else').mkdir()
     done = process(script, 'config/a.py', '--bias', 'false', cwd=tmp_path / 'else')
     assert (done.returncode, done.stdout, done.stderr) == (0, '2 2 2 False\n', '')
+
+
+def test_config_beside_the_code(script, tmp_path):
+    """A config in the folder of configurator.py itself is blamed for its mistakes, not our lines that ran it."""
+    write('configurator.py', (REPO / 'configurator.py').read_text())
+    write('a.py', 'n_layer = 1\0\n')
+    assert process(script, 'a.py').stderr.startswith('error: a.py')
 
 
 def test_process_with_mistakes(script):

@@ -1,0 +1,99 @@
+"""Token bins: the files of data/<name>/<tokenizer>/, and which windows of them an iteration reads."""
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+
+import rng
+
+ROOT = Path(__file__).resolve().parent / 'data'
+
+
+def find(dataset):
+    """The folder of a data set: a name under data/, or any folder with bins in it.
+
+    Raises FileNotFoundError, naming the command that would make it.
+    """
+    for folder in (ROOT / dataset, Path(dataset)):
+        if (folder / 'train.bin').is_file():
+            return folder
+    name, _, kind = dataset.partition('/')
+    command = f'python data/{name}/prepare.py' + f' --tokenizer={kind}' * bool(kind)
+    how = f'make it with: {command}' if (ROOT / name / 'prepare.py').is_file() else \
+        'give a name under data/, like tinystories/bpe, or a folder with train.bin and val.bin'
+    raise FileNotFoundError(f'--dataset={dataset}: there is no train.bin in {ROOT / dataset}; {how}')
+
+
+def read_meta(folder):
+    """meta.json of a folder; None where there is none, which means GPT-2's tokens as uint16.
+
+    Raises ValueError where it is damaged.
+    """
+    path = Path(folder) / 'meta.json'
+    if not path.exists():
+        return None
+    try:
+        meta = json.loads(path.read_text(encoding='utf-8'))
+        if meta['dtype'] not in ('uint8', 'uint16') or not isinstance(meta['vocab_size'], int):
+            raise ValueError(f"dtype {meta['dtype']}, vocab_size {meta['vocab_size']}")
+        meta['tokenizer'], meta['synthetic'], meta['source'], meta['splits']  # must be there
+    except (ValueError, KeyError, TypeError) as e:
+        raise ValueError(f'{path} is damaged ({type(e).__name__}: {e}); prepare the data again') from None
+    return meta
+
+
+def open_bin(folder, split, meta, block_size=1):
+    """Tokens of a split as a read-only memmap (n,) of uint8 or uint16.
+
+    Raises OSError or ValueError: no such file, not longer than a block, an id out of the vocabulary.
+    """
+    path = Path(folder) / f'{split}.bin'
+    dtype = np.dtype(meta['dtype'] if meta else 'uint16').newbyteorder('<')
+    if not path.is_file():
+        raise FileNotFoundError(f'there is no {split}.bin in {folder}; prepare the data again')
+    size = path.stat().st_size
+    if size % dtype.itemsize or size <= block_size * dtype.itemsize:
+        raise ValueError(f'{path} has {size:,} bytes; of {dtype.name} tokens it must hold whole ones, '
+                         f'and more than block_size={block_size} of them')
+    tokens = np.memmap(path, dtype, mode='r')
+    vocab_size, largest = meta['vocab_size'] if meta else 50257, int(tokens.max())
+    if largest >= vocab_size:
+        raise ValueError(f'{path} holds id {largest}, but its vocabulary has {vocab_size} ids; prepare the data again')
+    return tokens
+
+
+def train_windows(n_tokens, block_size, seed, start, count):
+    """Where the windows number start to start + count of training begin, (count,) positions.
+
+    An epoch is a permutation of the windows of block_size that tile the tokens from a random
+    phase: each token once an epoch. Both depend on (seed, epoch) alone, so the windows of an
+    iteration are a pure function of its number.
+    """
+    numbers = np.arange(start, start + count)
+    n = max(1, (n_tokens - block_size) // block_size)  # windows an epoch, at any phase
+    starts = np.empty(count, np.int64)
+    for epoch in np.unique(numbers // n):
+        here = numbers // n == epoch
+        starts[here] = _epoch(n_tokens, n, block_size, seed, int(epoch))[numbers[here] % n]
+    return starts
+
+
+@functools.lru_cache(maxsize=2)  # a batch can straddle two epochs
+def _epoch(n_tokens, n, block_size, seed, epoch):
+    generator = rng.generator(rng.DATA, seed, epoch)
+    phase = generator.integers(min(block_size, n_tokens - n * block_size))
+    return phase + block_size * generator.permutation(n)
+
+
+def val_windows(n_tokens, block_size, count):
+    """Where up to `count` windows begin that lie evenly over the tokens: always the same ones."""
+    n = (n_tokens - 1) // block_size
+    count = min(n, count)
+    return np.arange(count) * n // count * block_size
+
+
+def read_windows(tokens, starts, block_size):
+    """Inputs and targets of the windows at `starts`: two int64 arrays (len(starts), block_size)."""
+    windows = np.stack([tokens[s:s + block_size + 1] for s in starts]).astype(np.int64)
+    return windows[:, :-1], windows[:, 1:]

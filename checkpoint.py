@@ -1,0 +1,105 @@
+"""Checkpoints: plain data only (so loading one runs no code), nanoGPT's keys, never half a file.
+
+    model           nanoGPT's parameter names; rows of the vocabulary's padding are left out
+    model_args      what nanoGPT's GPTConfig takes, and nothing else
+    optimizer, iter_num, best_val_loss, config    as in nanoGPT
+    activation      of the model: 'gelu' or 'gelu_tanh'
+    tokenizer       Tokenizer.to_dict()
+    loss            {'name': ..., 'numbers': the six numbers, or None for a loss outside the family}
+    data            where the text came from, and the SHA-256 of the bins
+    progress        what else a resumed run needs: see train.py
+"""
+import os
+import pickle
+from pathlib import Path
+
+import torch
+
+import losses
+from model import GPT, GPTConfig
+from tokenizer import Tokenizer
+
+
+def save(checkpoint, path):
+    """Write aside, flush, rename: a kill at any instant leaves the old file or the new one."""
+    aside = f'{path}.partial'
+    try:
+        with open(aside, 'wb') as f:
+            torch.save(checkpoint, f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+
+
+def load(path):
+    """The checkpoint at path as a dict of plain data, on the CPU.
+
+    Raises FileNotFoundError or ValueError with one clear line.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'there is no checkpoint {path}')
+    try:
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        checkpoint['model'], checkpoint['model_args'], checkpoint['tokenizer'], checkpoint['loss']  # must be there
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, OSError) as e:
+        reason = str(e).split('\n')[0][:120]
+        raise ValueError(f'{path} is no checkpoint of this project, or damaged ({type(e).__name__}: {reason})') from None
+    return checkpoint
+
+
+def describe(model, tokenizer, loss_name, loss):
+    """The part of a checkpoint that sample.py and evaluate.py need."""
+    weights = model.state_dict()
+    vocabulary = weights['transformer.wte.weight'][:model.config.vocab_size].clone()
+    weights['transformer.wte.weight'] = weights['lm_head.weight'] = vocabulary
+    args = vars(model.config).copy()
+    return {'model': weights, 'activation': args.pop('activation'), 'model_args': args,
+            'tokenizer': tokenizer.to_dict(),
+            'loss': {'name': loss_name, 'numbers': list(loss) if isinstance(loss, losses.Family) else None}}
+
+
+def restore(checkpoint, device='cpu', dropout=0.0):
+    """(model, tokenizer, loss) of a loaded checkpoint. Raises ValueError where they don't fit."""
+    try:
+        model = GPT(GPTConfig(**{**checkpoint['model_args'], 'dropout': dropout}, activation=checkpoint['activation']))
+        load_weights(model, checkpoint['model'])
+        tokenizer = Tokenizer.from_dict(checkpoint['tokenizer'])
+        name, numbers = checkpoint['loss']['name'], checkpoint['loss']['numbers']
+        loss = losses.Family(*numbers) if numbers else losses.make_loss(name, tokenizer.vocab_size)
+    except (KeyError, TypeError, RuntimeError) as e:
+        raise ValueError(f'the checkpoint does not fit itself: {type(e).__name__}: {str(e)[:200]}') from None
+    return model.to(device), tokenizer, loss
+
+
+def load_weights(model, weights):
+    """Copy saved weights into the model; the vocabulary's padding stays zero."""
+    rows = model.lm_head.weight.size(0)
+    vocabulary = weights['transformer.wte.weight']
+    padded = torch.nn.functional.pad(vocabulary, (0, 0, 0, rows - len(vocabulary)))
+    model.load_state_dict({**weights, 'transformer.wte.weight': padded, 'lm_head.weight': padded})
+
+
+def newest(root='out'):
+    """The folder under root whose checkpoint was written last. Raises FileNotFoundError."""
+    found = [*Path(root).rglob('ckpt.pt'), *Path(root).rglob('best.pt')]
+    if not found:
+        raise FileNotFoundError(f'there is no checkpoint under {root}/; train first: '
+                                'python train.py config/train_tinystories_squentropy.py')
+    return max(found, key=lambda path: path.stat().st_mtime).parent
+
+
+def set_aside(out_dir):
+    """Move an earlier run's files from out_dir to out_dir.1 (or .2, ...); that folder, or None."""
+    names = [name for name in ('ckpt.pt', 'best.pt', 'metrics.jsonl') if (Path(out_dir) / name).exists()]
+    if not names:
+        return None
+    n = 1
+    while (aside := Path(f'{os.path.normpath(out_dir)}.{n}')).exists():
+        n += 1
+    aside.mkdir()
+    for name in names:
+        os.rename(Path(out_dir) / name, aside / name)
+    return aside

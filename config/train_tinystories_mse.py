@@ -1,0 +1,2 @@
+from train_tinystories_cross_entropy import *
+loss = 'mse'

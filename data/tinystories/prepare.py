@@ -1,0 +1,475 @@
+"""
+Text to token bins: train.bin, val.bin and, where there is one, test.bin, with meta.json beside them.
+
+    python data/tinystories/prepare.py                        TinyStories from the Hugging Face hub
+    python data/tinystories/prepare.py --source=synthetic     a stand-in that needs no network
+    python data/tinystories/prepare.py --input=stories.txt    any file of stories
+
+val.bin is cut from the training stories by a hash of each story, so the same story always lands
+in the same split. test.bin is the hub's validation split, or --test_input; of the synthetic
+stories it is another 2 % by hash. A file is .txt (stories separated by <|endoftext|>), .jsonl or
+.json (objects with a key text or story; .json may be one array), each perhaps .gz, or .parquet
+(a column text or story). The files appear together at the end, or not at all.
+"""
+import collections
+import contextlib
+import functools
+import gzip
+import hashlib
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import zlib
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+from configurator import configure, fail
+from tokenizer import Tokenizer, train_bpe
+
+# -----------------------------------------------------------------------------
+# stories
+source = 'hub'  # 'hub' (roneneldan/TinyStories) or 'synthetic'; --input goes before it
+input = ''  # file of training stories
+val_input = ''  # file of validation stories; without it they are cut from the training stories
+val_fraction = 0.02  # of the training stories, by hash
+test_input = ''  # file of test stories
+max_stories = 0  # use only the first so many training stories, val's included; 0 = all
+# -----------------------------------------------------------------------------
+# tokens
+tokenizer = 'bpe'  # 'bpe' (learned from the training stories), 'gpt2' or 'byte'
+vocab_size = 4096  # ids of a bpe, end of text included
+bpe_megabytes = 100  # training text that a bpe is learned from, at some 5 MB/s; 0 = all
+# -----------------------------------------------------------------------------
+# output
+out_dir = ''  # default: data/tinystories/<tokenizer>
+overwrite = False  # True replaces data of another source in out_dir
+workers = 0  # processes; 0 = one for each CPU
+# -----------------------------------------------------------------------------
+if __name__ == '__main__':  # not in the worker processes, which import this file too
+    configure(globals(), rules=[
+        "source in ('hub', 'synthetic')",
+        "tokenizer in ('gpt2', 'bpe', 'byte')",
+        ("source == 'hub' or not input", '--input takes the place of --source'),
+        ('input or not val_input', '--val_input belongs to --input, the training stories'),
+        ('input or not test_input', '--test_input belongs to --input, the training stories'),
+        ('val_fraction == 0.02 or not val_input', 'with --val_input nothing is cut from the training stories'),
+        ('0 < val_fraction < 0.9', 'val.bin decides on checkpoints, so it needs stories'),
+        ('258 <= vocab_size <= 65536', '256 bytes, one merge and end of text at least, 16 bits at most'),
+        ("tokenizer == 'bpe' or vocab_size == 4096", 'gpt2 and byte come with a vocabulary'),
+        ('max_stories >= 0', '0 = all'),
+        ('bpe_megabytes >= 0', '0 = all'),
+        ('workers >= 0', '0 = one for each CPU'),
+    ])
+
+HUB, REVISION = 'roneneldan/TinyStories', 'f54c09fd23315a6f9c86f9dc80f725de7d8f9c64'
+FILES = 'train.bin', 'val.bin', 'test.bin', 'meta.json', 'tokenizer.json'  # train.bin: the folder is complete
+SIGNALS = signal.SIGINT, signal.SIGTERM
+BLOCK, LONGEST = 1 << 20, 16 << 20  # characters of a batch; bytes of the longest story
+BOM, SEPARATOR = b'\xef\xbb\xbf', b'<|endoftext|>'
+LONE = re.compile('[\ud800-\udfff]')  # surrogates: here a byte that is no UTF-8 (DC80 to DCFF), or from JSON
+
+
+class Mistake(Exception):
+    """Something in the input that ends the run, in one line."""
+
+
+# -----------------------------------------------------------------------------
+# readers: each yields (story, how far), in bytes of the file or rows of the data set
+
+def read_txt(path, raw, file):
+    rest, block = b'', file.read(BLOCK).removeprefix(BOM)
+    while block:
+        *whole, rest = (rest + block).split(SEPARATOR)
+        if len(rest) > LONGEST:
+            raise Mistake(f'no {SEPARATOR.decode()} in {len(rest) >> 20} MiB of {path}: stories need one between them')
+        for story in whole:
+            yield story.decode('utf-8', 'surrogateescape'), raw.tell()
+        block = file.read(BLOCK)
+    if rest.strip():  # a separator at the end of the file leaves no empty story
+        yield rest.decode('utf-8', 'surrogateescape'), raw.tell()
+
+
+def read_json(path, raw, file):
+    array = file.peek(99).removeprefix(BOM).lstrip().startswith(b'[')
+    for where, record in (json_array if array else json_lines)(path, file):
+        story = record.get('text', record.get('story')) if isinstance(record, dict) else None
+        if not isinstance(story, str):
+            raise Mistake(f"{where}: no string under 'text' or 'story'")
+        yield story, raw.tell()
+
+
+def json_lines(path, file):
+    for n, line in enumerate(iter(lambda: file.readline(LONGEST), b''), 1):
+        line = line.removeprefix(BOM) if n == 1 else line
+        try:
+            record = json.loads(line.decode('utf-8', 'surrogateescape')) if line.strip() else None
+        except (ValueError, RecursionError) as e:
+            raise Mistake(f'{path}, line {n}: not JSON ({e})') from None
+        if record is not None:
+            yield f'{path}, line {n}', record
+
+
+def json_array(path, file):
+    """The items of one big array in turn, in memory for a few of them."""
+    file, decode = io.TextIOWrapper(file, 'utf-8-sig', 'surrogateescape'), json.JSONDecoder().raw_decode
+    rest, n = '', 0
+    while len(rest) < LONGEST and (block := file.read(BLOCK)):
+        rest, at = rest + block, 0
+        while mark := re.compile(r'\s*,\s*' if n else r'\s*\[\s*').match(rest, at):
+            try:
+                record, at = decode(rest, mark.end())
+            except (ValueError, RecursionError):
+                break  # the end of this item is perhaps in the next block
+            n += 1
+            yield f'{path}, item {n}', record
+        rest = rest[at:]
+    if not re.fullmatch(r'\s*\]\s*' if n else r'\s*\[\s*\]\s*', rest):
+        raise Mistake(f'{path}, item {n + 1}: not JSON')
+
+
+def read_parquet(path, raw, file):
+    import pyarrow.parquet
+    try:
+        table = pyarrow.parquet.ParquetFile(raw, buffer_size=BLOCK)
+        column = next((name for name in ('text', 'story') if name in table.schema_arrow.names), None)
+        if not column:
+            raise Mistake(f"{path}: no column 'text' or 'story' among {', '.join(table.schema_arrow.names)}")
+        size, rows, n = path.stat().st_size, table.metadata.num_rows, 0
+        for batch in table.iter_batches(256, columns=[column]):
+            for story in batch.column(0).to_pylist():
+                n += 1
+                if not isinstance(story, str):
+                    raise Mistake(f'{path}, row {n}: no string in column {column!r}')
+                yield story, size * n // rows
+    except (pyarrow.ArrowException, UnicodeDecodeError) as e:
+        raise Mistake(f'{path}: damaged parquet ({e})') from None
+
+
+READERS = {'.txt': read_txt, '.txt.gz': read_txt, '.jsonl': read_json, '.jsonl.gz': read_json,
+           '.json': read_json, '.json.gz': read_json, '.parquet': read_parquet}
+
+
+def reader_of(path):
+    suffix = next((suffix for suffix in READERS if path.name.lower().endswith(suffix)), None)
+    if not suffix:
+        raise Mistake(f'{path}: stories come in {", ".join(READERS)}, told apart by the suffix')
+    return READERS[suffix]
+
+
+def read_file(path):
+    with open(path, 'rb') as raw:
+        file = gzip.GzipFile(fileobj=raw) if path.name.lower().endswith('.gz') else raw
+        try:
+            yield from reader_of(path)(path, raw, file)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as e:
+            raise Mistake(f'{path}: damaged gzip ({e})') from None
+
+
+def read_rows(data):
+    rows = itertools.chain.from_iterable(batch['text'] for batch in data.iter(batch_size=1000))
+    return zip(rows, itertools.count(1))
+
+
+def read_synthetic():
+    from synthetic import stories
+    return zip(stories(), itertools.count(1))
+
+
+def load_hub():
+    print(f'asking the hub for {HUB} ...', flush=True)
+    import datasets  # slow
+    try:
+        return datasets.load_dataset(HUB, revision=REVISION)
+    except Exception as e:  # OSErrors, httpx's own and datasets' own, one wrapped in another
+        chain = [e]
+        while cause := chain[-1].__cause__ or chain[-1].__context__:
+            chain.append(cause)
+        if any(isinstance(x, (ConnectionError, TimeoutError)) or type(x).__module__.startswith('httpx')
+               and type(x).__name__ != 'HTTPStatusError' for x in chain):
+            raise Mistake(f'the hub could not be reached ({e}); two ways do without: '
+                          '--input=FILE with stories of your own, or --source=synthetic') from None
+        if any(isinstance(x, OSError) and x.errno for x in chain):  # a full disk, say
+            raise
+        raise Mistake(f'the hub was reached, but did not give {HUB} at {REVISION[:7]}: '
+                      f'{type(e).__name__}: {e}; --input=FILE and --source=synthetic do without') from None
+
+
+# -----------------------------------------------------------------------------
+# stories to tokens
+
+def clean(pairs, seen):
+    """(story, how far) with line ends \\n, no outer whitespace, valid Unicode, none empty; seen counts."""
+    for story, done in pairs:
+        if not story.isascii() and LONE.search(story):
+            seen['damaged'] += 1
+            story = re.sub('[\ud800-\udc7f\udd00-\udfff]', '\ufffd', story)
+            story = story.encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
+        story = story.replace('\r\n', '\n').replace('\r', '\n').strip()
+        seen['stories' if story else 'empty'] += 1
+        if story:
+            yield story, done
+
+
+def split_of(data, cut):
+    """The split of a story, from its UTF-8. A cut is a list of (split, upper edge) over hashes in [0, 1)."""
+    hashed = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), 'big')
+    return next(split for split, edge in cut if hashed < edge * 2**64)
+
+
+def batches(pairs):
+    batch, size = [], 0
+    for story, done in pairs:
+        batch.append(story)
+        size += len(story)
+        if size >= BLOCK:
+            yield batch, done
+            batch, size = [], 0
+    if batch:
+        yield batch, done
+
+
+def start_worker(plain, parent=None):
+    global tok
+    tok = Tokenizer.from_dict(plain)
+    if parent := multiprocessing.parent_process():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the main process cleans up
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # no orphans
+
+
+def encode_batch(job):
+    """(cut, stories, how far) -> {split: (stories, bytes of text, bytes of the bin)}, how far"""
+    cut, stories, done = job
+    parts = collections.defaultdict(list)
+    sizes = collections.Counter()
+    for story in stories:
+        data = story.encode()
+        split = split_of(data, cut)
+        parts[split].append(story)
+        sizes[split] += len(data)
+    return {s: (len(part), sizes[s], tok.encode_stories(part).tobytes()) for s, part in parts.items()}, done
+
+
+def encode_all(jobs, tok, processes):
+    """encode_batch of every job, in order. One batch alone does not wait for processes to start."""
+    head = list(itertools.islice(jobs, 2))
+    jobs = itertools.chain(head, jobs)
+    if processes == 1 or len(head) < 2:
+        start_worker(tok.to_dict())
+        yield from map(encode_batch, jobs)
+        return
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context('spawn'), start_worker, (tok.to_dict(),))
+    waiting = collections.deque()
+    try:
+        for job in jobs:
+            waiting.append(pool.submit(encode_batch, job))
+            if len(waiting) > 2 * processes:  # bounds the memory
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def progress(what, total=None, unit='B'):
+    from tqdm import tqdm
+    return tqdm(desc=what, total=total, unit=unit, unit_scale=True, disable=None, leave=False)
+
+
+# -----------------------------------------------------------------------------
+# the run
+
+def find_sources():
+    """[(name, cut, function that reads it, its size)], the training stories first, and the size's unit"""
+    cut = [('val', val_fraction), ('train', 1)]
+    if input:
+        cuts = [('train', 1)] if val_input else cut, [('val', 1)], [('test', 1)]
+        files = [(Path(file), cut) for file, cut in zip((input, val_input, test_input), cuts) if file]
+        return [(f'file:{path.name}', cut, functools.partial(read_file, path), path.stat().st_size)
+                for path, cut in files], 'B'
+    if source == 'synthetic':
+        return [(source_name(), [('val', val_fraction), ('test', val_fraction + 0.02), ('train', 1)],
+                 read_synthetic, max_stories or 24000)], ' stories'
+    data = load_hub()
+    return [(source_name(), cut, functools.partial(read_rows, data[split]), len(data[split]))
+            for split, cut in (('train', cut), ('validation', [('test', 1)]))], ' stories'
+
+
+def source_name():
+    return (f'file:{Path(input).name}' if input else
+            'synthetic (seed 1337)' if source == 'synthetic' else f'{HUB}@{REVISION}')
+
+
+def check_paths(out):
+    """Ends the run where an input cannot be read, or where out holds something else."""
+    files = [Path(file) for file in (input, val_input, test_input) if file]
+    for path in files:
+        reader_of(path)
+        open(path, 'rb').close()  # its OSError names the file
+    for a, b in itertools.combinations(files, 2):
+        if os.path.samefile(a, b):
+            raise Mistake(f'{a} and {b} are one file: training, validation and test stories must differ')
+    there = [name for name in FILES if (out / name).exists()]
+    if not there or overwrite:
+        return
+    try:
+        old = json.loads((out / 'meta.json').read_text(encoding='utf-8'))['source']
+    except (OSError, ValueError, KeyError, TypeError):
+        old = None
+    if old != source_name():
+        what = f'data from {old}' if old else f'{", ".join(there)} of unknown origin'
+        raise Mistake(f'{out} holds {what}: give another --out_dir, '
+                      f'or --overwrite=True to replace it by {source_name()}')
+    print(f'{out} holds data from {old} already: it will be replaced')
+
+
+@contextlib.contextmanager
+def workspace(out):
+    """A temporary folder inside out, gone afterwards; so is out where it was made in vain."""
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    folder = None
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.mkdtemp(prefix='.partial-', dir=out)
+        yield Path(folder)
+    finally:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not empty
+            for folder in made:
+                folder.rmdir()
+
+
+def learn_bpe(cut, read):
+    """A bpe of the first bpe_megabytes of what the cut leaves for training."""
+    def texts():
+        size = 0
+        for story, _ in itertools.islice(clean(read(), collections.Counter()), max_stories or None):
+            data = story.encode()
+            if split_of(data, cut) == 'train':
+                yield story
+                bar.update(len(data))
+                size += len(data)
+                if size > bpe_megabytes * 1e6 > 0:
+                    return
+
+    print(f'learning a bpe of {vocab_size:,} ids ...', flush=True)
+    with progress('learning a bpe') as bar:
+        tok = train_bpe(texts(), vocab_size)
+    if tok.vocab_size < vocab_size:
+        print(f'the stories gave {tok.vocab_size:,} ids, not {vocab_size:,}: too little text for more')
+    return tok
+
+
+def prepare(out):
+    began = time.time()
+    with workspace(out) as folder:
+        sources, unit = find_sources()
+        if tokenizer == 'bpe':
+            tok = learn_bpe(*sources[0][1:3])
+            tok.save(folder / 'tokenizer.json')
+        else:
+            tok = Tokenizer(tokenizer)
+            tok.encode('')  # gpt2 without network: say so now
+
+        seen = collections.Counter()
+
+        def jobs():
+            before = 0
+            for n, (_, cut, read, size) in enumerate(sources):
+                stories = itertools.islice(clean(read(), seen), max_stories or None if n == 0 else None)
+                for batch, done in batches(stories):
+                    yield cut, batch, before + done
+                before += size
+
+        splits = {split: {'stories': 0, 'tokens': 0, 'bytes': 0, 'sha256': hashlib.sha256(), 'source': name}
+                  for name, cut, _, _ in sources for split, _ in reversed(cut)}
+        cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+        print('encoding ...', flush=True)
+        started, tokens = time.time(), 0
+        with contextlib.ExitStack() as stack:
+            bins = {split: stack.enter_context(open(folder / f'{split}.bin', 'wb')) for split in splits}
+            bar = stack.enter_context(progress('encoding', sum(size for *_, size in sources), unit))
+            for parts, done in stack.enter_context(contextlib.closing(encode_all(jobs(), tok, workers or cpus))):
+                for split, (stories, size, data) in parts.items():
+                    bins[split].write(data)
+                    s = splits[split]
+                    s['sha256'].update(data)
+                    s['stories'] += stories
+                    s['tokens'] += len(data) // tok.dtype.itemsize
+                    s['bytes'] += size
+                    tokens += len(data) // tok.dtype.itemsize
+                bar.set_postfix_str(f'{tokens / (time.time() - started) / 1e6:.2f} M tokens/s', refresh=False)
+                bar.update(done - bar.n)
+            for f in bins.values():
+                f.flush()
+                os.fsync(f.fileno())
+
+        for split, s in splits.items():
+            s['sha256'] = s['sha256'].hexdigest()
+            if not s['stories']:
+                way = 'raise --val_fraction, or give --val_input or' if split == 'val' else 'give'
+                raise Mistake(f'{split}.bin would be empty: all inputs gave {seen["stories"]} stories '
+                              f'(in a .txt {SEPARATOR.decode()} stands between two); {way} more stories')
+        meta = {'format': 1, 'source': source_name(), 'synthetic': not input and source == 'synthetic',
+                'tokenizer': tok.kind, 'vocab_size': tok.vocab_size, 'dtype': tok.dtype.name, 'eot': tok.eot,
+                'val_fraction': 0.0 if val_input else val_fraction, 'max_stories': max_stories, 'splits': splits}
+        (folder / 'meta.json').write_text(json.dumps(meta, indent=2) + '\n', encoding='utf-8')
+
+        for number in SIGNALS:  # nothing may cut the next moment in two
+            signal.signal(number, signal.SIG_IGN)
+        for name in FILES:
+            (out / name).unlink(missing_ok=True)
+        for name in reversed(FILES):
+            if (folder / name).exists():
+                os.replace(folder / name, out / name)
+
+    if seen['empty']:
+        print(f'{seen["empty"]:,} empty stories left out')
+    if seen['damaged']:
+        print(f'{seen["damaged"]:,} stories with invalid UTF-8 or lone surrogates: U+FFFD in their place')
+    for split, s in splits.items():
+        print(f'{split:>5}: {s["stories"]:>9,} stories {s["tokens"]:>13,} tokens {s["bytes"] / s["tokens"]:.2f} bytes a token')
+    seconds = time.time() - began
+    print(f'{seconds:.1f} s, {tokens / (time.time() - started):,.0f} tokens/s; now in {out}')
+    data = HERE.parent
+    dataset = out.relative_to(data).as_posix() if out.is_relative_to(data) else out
+    print(f'next: python train.py --dataset={dataset}')
+
+
+def stop(number, _):
+    raise KeyboardInterrupt(number)
+
+
+def main():
+    for number in SIGNALS:
+        signal.signal(number, stop)
+    out = Path(out_dir).resolve() if out_dir else HERE / tokenizer
+    try:
+        check_paths(out)
+        prepare(out)
+    except KeyboardInterrupt as e:
+        fail(f'stopped by {signal.Signals(e.args[0]).name}; nothing was written', status=128 + e.args[0])
+    except ModuleNotFoundError as e:
+        fail(f'{e.name} is needed for this: pip install {e.name}')
+    except BrokenProcessPool:
+        fail('a worker process died, perhaps for lack of memory: try --workers=1; nothing was written')
+    except (Mistake, OSError) as e:
+        fail(f'{e}; nothing was written')
+
+
+if __name__ == '__main__':
+    main()

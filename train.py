@@ -1,0 +1,415 @@
+"""Train a small GPT with a loss of your choice.
+
+    python train.py config/train_tinystories_squentropy.py
+    python train.py config/train_tinystories_squentropy.py --loss=mse --learning_rate=3e-4
+"""
+from configurator import configure, fail
+
+# The settings of the small model; config files and flags override them.
+# -----------------------------------------------------------------------------
+# input and output
+out_dir = 'out/{loss}'      # checkpoints and metrics.jsonl; {loss} stands for the loss's name
+init_from = 'scratch'       # scratch | resume (from out_dir) | a checkpoint file (its weights only)
+eval_interval = 250         # iterations between evaluations; each saves ckpt.pt, the best one best.pt
+eval_iters = 20             # batches of val.bin in an evaluation, always the same ones
+eval_only = False           # evaluate once and stop; writes nothing
+log_interval = 10           # iterations between log lines
+sample_tokens = 60          # tokens of the model's own text shown at each evaluation; 0 = none
+wandb_log = False           # log to Weights & Biases too (WANDB_MODE=offline needs no account)
+wandb_project = 'tinystories'
+wandb_run_name = ''         # '' = the name of out_dir
+# -----------------------------------------------------------------------------
+# data
+dataset = 'tinystories/bpe' # a name under data/, or any folder with train.bin and val.bin
+batch_size = 8              # windows in a micro-batch
+gradient_accumulation_steps = 1 # micro-batches in an iteration
+block_size = 256            # tokens in a window, the longest context
+seed = 1337                 # of initialisation, data order, dropout and samples
+# -----------------------------------------------------------------------------
+# model
+n_layer = 4                 # transformer blocks
+n_head = 4                  # attention heads a block
+n_embd = 128                # width
+dropout = 0.0               # of embeddings, attention, and each block's two outputs
+bias = False                # in linear layers and layer norms
+activation = 'gelu'         # gelu (exact) | gelu_tanh (OpenAI's)
+# -----------------------------------------------------------------------------
+# loss
+loss = 'cross_entropy'      # cross_entropy | mse | squentropy | cross_entropy_plus_mse | your own in losses.py
+squentropy_weight = 1.0     # alpha, of the mean square of the wrong classes' logits; 1 = as published
+squentropy_target = 0.0     # what the wrong classes' logits are drawn to; 0 = as published
+mse_true_weight = 1.0       # k, weight of the true class's square; 1 = the plain square loss
+mse_target = 1.0            # M, what the true class's logit is drawn to
+# -----------------------------------------------------------------------------
+# optimizer: AdamW, linear warm-up, cosine decay
+learning_rate = 2e-3        # at its peak
+max_iters = 2000            # iterations in all
+weight_decay = 0.1          # of matrices and embeddings
+beta1 = 0.9                 # AdamW's decay of the mean gradient
+beta2 = 0.99                # and of the mean squared gradient
+grad_clip = 1.0             # largest norm of the whole gradient; 0 = no limit
+decay_lr = True             # False: constant after warm-up
+warmup_iters = 100          # iterations of linear warm-up
+lr_decay_iters = 0          # where the cosine ends; 0 = max_iters
+min_lr = 0.0                # learning rate from there on
+patience = 0                # stop after so many evaluations without improvement; 0 = never
+min_delta = 0.0             # nats that count as an improvement for patience
+# -----------------------------------------------------------------------------
+# machine
+device = 'auto'             # auto | cpu | cuda | cuda:1 | mps
+dtype = 'auto'              # auto | float32 | bfloat16 | float16
+compile = 'auto'            # auto | True | False: torch.compile, which takes a minute and pays on CUDA
+# -----------------------------------------------------------------------------
+config = configure(globals(), rules=[
+    'eval_interval >= 1', 'eval_iters >= 1', 'log_interval >= 1', 'sample_tokens >= 0',
+    'batch_size >= 1', 'gradient_accumulation_steps >= 1', 'block_size >= 1', 'seed >= 0',
+    'n_layer >= 1', 'n_head >= 1', 'n_embd >= 1', 'n_embd % n_head == 0', '0 <= dropout < 1',
+    "activation in ('gelu', 'gelu_tanh')",
+    'squentropy_weight >= 0', 'mse_true_weight > 0', 'mse_target > 0',
+    'learning_rate > 0', 'max_iters >= 0', 'weight_decay >= 0', '0 <= beta1 < 1', '0 <= beta2 < 1', 'grad_clip >= 0',
+    'warmup_iters >= 0', 'lr_decay_iters >= 0', '0 <= min_lr <= learning_rate', 'patience >= 0', 'min_delta >= 0',
+    "dtype in ('auto', 'float32', 'bfloat16', 'float16')", "compile in ('auto', 'True', 'False')",
+    "device == 'auto' or device.split(':')[0] in ('cpu', 'cuda', 'mps')",
+])
+# -----------------------------------------------------------------------------
+# setup (torch comes only now, so that --help and mistakes answer at once)
+import json
+import math
+import os
+import signal
+import sys
+import time
+from contextlib import nullcontext
+
+import torch
+from tqdm import tqdm
+
+import bins
+import checkpoint
+import losses
+import rng
+import sampling
+from model import GPT, GPTConfig
+from tokenizer import Tokenizer
+
+out_dir = out_dir.replace('{loss}', loss)
+say = tqdm.write  # print, but above the progress bar
+
+# device, dtype, compile
+if device == 'auto':
+    device, why = ('cuda', 'a CUDA GPU is there') if torch.cuda.is_available() else \
+        ('mps', 'an Apple GPU is there') if torch.backends.mps.is_available() else ('cpu', 'no GPU is there')
+else:
+    why = 'asked for'
+device_type = device.split(':')[0]
+try:
+    torch.empty(1, device=device)
+except (RuntimeError, AssertionError) as e:
+    fail(f'--device={device} cannot be used here ({str(e).splitlines()[0]}); --device=auto takes what there is')
+if dtype == 'auto':
+    dtype = 'float32' if device_type != 'cuda' else 'bfloat16' if torch.cuda.is_bf16_supported() else 'float16'
+compiled = compile == 'True' or compile == 'auto' and device_type == 'cuda'
+# float32 stays float32: TF32 is not turned on, since the square terms would lose their digits
+autocast = nullcontext() if dtype == 'float32' else torch.autocast(device_type, getattr(torch, dtype))
+scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
+
+# data and tokenizer
+try:
+    folder = bins.find(dataset)
+    meta = bins.read_meta(folder)
+    train_data = bins.open_bin(folder, 'train', meta, block_size)
+    val_data = bins.open_bin(folder, 'val', meta, block_size)
+    tokenizer = Tokenizer.load(folder) if meta else Tokenizer('gpt2')
+    criterion = losses.make_loss(loss, tokenizer.vocab_size, **config)
+    resumed = checkpoint.load(f'{out_dir}/ckpt.pt') if init_from == 'resume' else None
+    start = checkpoint.load(init_from) if init_from not in ('scratch', 'resume') else resumed
+except (OSError, ValueError) as e:
+    fail(e)
+data = {'source': meta['source'] if meta else 'unknown, taken as GPT-2 tokens: there is no meta.json',
+        'sha256': {split: meta['splits'][split]['sha256'] for split in ('train', 'val')} if meta else {}}
+val_starts = bins.val_windows(len(val_data), block_size, eval_iters * batch_size)
+
+# model
+shape = dict(block_size=block_size, vocab_size=tokenizer.vocab_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
+             bias=bias)
+if start:
+    if start['tokenizer'] != tokenizer.to_dict():
+        fail(f"{init_from}: its tokenizer ({start['tokenizer']['kind']}, {start['tokenizer']['vocab_size']} ids) is not "
+             f'that of --dataset={dataset} ({tokenizer.kind}, {tokenizer.vocab_size} ids); train on the data it was made with')
+    if not resumed:  # the shape is the file's
+        shape = {name: start['model_args'][name] for name in shape}
+        activation = start['activation']
+        if block_size > shape['block_size']:
+            fail(f"--block_size={block_size} is more than the {shape['block_size']} of {init_from}; ask for at most that")
+torch.manual_seed(rng.torch_seed(rng.INIT, seed))
+raw_model = GPT(GPTConfig(**shape, dropout=dropout, activation=activation))
+
+# what makes another run of it if it changes while a run is resumed; the rest may change
+IDENTITY = {'batch_size', 'gradient_accumulation_steps', 'seed', 'n_layer', 'n_head', 'n_embd', 'block_size', 'bias',
+            'activation', 'dropout', 'loss', 'squentropy_weight', 'squentropy_target', 'mse_true_weight', 'mse_target'}
+if resumed:
+    differs = {name: (old, config[name]) for name, old in resumed['config'].items()
+               if name in config and config[name] != old and name not in ('init_from', 'out_dir')}
+    changed = [f'{name} {old} -> {new}' for name, (old, new) in differs.items()]
+    forbidden = [f'{name} {old} -> {new}' for name, (old, new) in differs.items() if name in IDENTITY]
+    if resumed['data'] != data:
+        forbidden.append(f"data {resumed['data']['source']} -> {data['source']}")
+    if forbidden:
+        fail(f"{out_dir} can't be resumed as another run: {', '.join(forbidden)}; resume with the same config, or begin "
+             f'a new run from its weights: --init_from={out_dir}/ckpt.pt --out_dir=...')
+    if changed:
+        say(f"changed since this run was saved: {', '.join(changed)}")
+if start:
+    try:
+        checkpoint.load_weights(raw_model, start['model'])
+    except (RuntimeError, KeyError) as e:
+        fail(f"{init_from}: the weights do not fit the model ({str(e).splitlines()[0]})")
+raw_model.to(device)
+model = torch.compile(raw_model) if compiled else raw_model
+
+# optimizer: weight decay for matrices and embeddings, none for biases and layer norms
+matrices = [p for p in raw_model.parameters() if p.dim() >= 2]
+vectors = [p for p in raw_model.parameters() if p.dim() < 2]
+optimizer = torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay},
+                               {'params': vectors, 'weight_decay': 0.0}],
+                              lr=learning_rate, betas=(beta1, beta2), fused=device_type in ('cuda', 'cpu'))
+
+# what a resumed run takes up
+iter_num, best_val_loss = 0, float('inf')
+progress = {'last_eval': -1,      # iteration of the last evaluation
+            'without_gain': 0,    # evaluations since the last improvement
+            'seconds': 0.0,       # of training, over all starts
+            'wandb_run_id': ''}
+if resumed:
+    iter_num, best_val_loss, progress = resumed['iter_num'], resumed['best_val_loss'], resumed['progress']
+    optimizer.load_state_dict(resumed['optimizer'])
+    scaler.load_state_dict(resumed['scaler'])
+start = resumed = None  # free the memory
+
+
+def learning_rate_at(it):
+    """Linear warm-up, then half a cosine down to min_lr."""
+    if it < warmup_iters:
+        return learning_rate * (it + 1) / (warmup_iters + 1)
+    if not decay_lr:
+        return learning_rate
+    end = lr_decay_iters or max_iters
+    done = min(1.0, (it - warmup_iters) / max(1, end - warmup_iters))
+    return min_lr + (learning_rate - min_lr) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def to_device(windows):
+    """Inputs and targets (B, block_size) on the device; from pinned memory the copy runs beside the GPU's work."""
+    pairs = (torch.from_numpy(x) for x in bins.read_windows(*windows, block_size))
+    if device_type == 'cuda':
+        return [x.pin_memory().to(device, non_blocking=True) for x in pairs]
+    return [x.to(device) for x in pairs]
+
+
+def train_batch(it, micro_step):
+    first = (it * gradient_accumulation_steps + micro_step) * batch_size
+    return to_device((train_data, bins.train_windows(len(train_data), block_size, seed, first, batch_size)))
+
+
+@torch.no_grad()
+def evaluate():
+    """Means a token over the fixed windows of val.bin: (training objective as reported, nats through the link)."""
+    model.eval()
+    sums = torch.zeros(2, dtype=torch.float64)
+    for i in range(0, len(val_starts), batch_size):
+        x, y = to_device((val_data, val_starts[i:i + batch_size]))
+        with autocast:
+            hidden = model(x)
+        scores = losses.score(criterion, hidden, raw_model.lm_head.weight, y, tokenizer.vocab_size)
+        sums += torch.stack([s.double().sum() if s.device.type != 'mps' else s.sum() for s in scores]).cpu()
+    model.train()
+    objective, nats = (sums / (len(val_starts) * block_size)).tolist()
+    return objective * reported_scale, nats
+
+
+def show_sample():
+    raw_model.eval()
+    with autocast:
+        pieces = sampling.stories(raw_model, tokenizer, criterion, '', 1, sample_tokens, seed=seed)
+        text = ''.join(piece for _, piece in pieces if piece)
+    raw_model.train()
+    say('    ' + ' '.join(text.split()))
+
+
+def save(name, **more):
+    checkpoint.save({**checkpoint.describe(raw_model, tokenizer, loss, criterion), 'iter_num': iter_num,
+                     'best_val_loss': best_val_loss, 'config': config, 'data': data, 'torch': torch.__version__,
+                     'progress': {**progress, 'seconds': progress['seconds'] + time.time() - t_start}, **more},
+                    f'{out_dir}/{name}')
+
+
+def save_all():
+    save('ckpt.pt', optimizer=optimizer.state_dict(), scaler=scaler.state_dict())
+
+
+def log(**values):
+    metrics.write(json.dumps({'iter': iter_num, **values}) + '\n')
+    metrics.flush()
+    if wandb_log:
+        wandb.log({'iter': iter_num, **values})
+
+
+def duration(seconds):
+    m, s = divmod(int(seconds), 60)
+    return f'{m // 60}:{m % 60:02}:{s:02}' if m >= 60 else f'{m}:{s:02}'
+
+
+# -----------------------------------------------------------------------------
+# say what will run
+reported_scale = losses.reported_scale(loss, tokenizer.vocab_size)
+tokens_per_iter = gradient_accumulation_steps * batch_size * block_size
+say(f"data: {folder}, {len(train_data):,} training tokens, {data['source']}")
+if meta and meta['synthetic']:
+    say('      NOTE: made-up stories of a grammar, not TinyStories; figures on them say nothing about TinyStories')
+say(f"model: {shape['n_layer']} layers, {shape['n_head']} heads, {shape['n_embd']} wide, context {shape['block_size']}, "
+    f"{shape['vocab_size']:,} ids, {raw_model.num_params():,} parameters" + f' from {init_from}' * (init_from != 'scratch'))
+say(f'loss: {loss}, ' + (f'six numbers {tuple(criterion)}' if isinstance(criterion, losses.Family) else 'from losses.py'))
+say(f'run: {max_iters:,} iterations of {tokens_per_iter:,} tokens = '
+    f'{max_iters * tokens_per_iter / len(train_data):.2f} epochs; into {out_dir}')
+say(f'machine: {device} ({why}), {dtype}, {torch.get_num_threads()} threads, ' + 'compiled' * compiled + 'not compiled' * (not compiled))
+
+if eval_only:
+    objective, nats = evaluate()
+    say(f'iter {iter_num}: val loss {objective:.4f}, nats {nats:.4f} a token, perplexity {math.exp(min(nats, 700)):.3f}')
+    sys.exit()
+
+# the folder: an earlier run in it is moved aside, or continued
+try:
+    if init_from != 'resume':
+        aside = checkpoint.set_aside(out_dir)
+        if aside:
+            say(f'{out_dir} held an earlier run, which is now {aside} (to go on with a run instead: --init_from=resume)')
+    os.makedirs(out_dir, exist_ok=True)
+    path = f'{out_dir}/metrics.jsonl'
+    kept = []
+    if init_from == 'resume' and os.path.exists(path):  # lines written after the checkpoint will be written again
+        for line in open(path, encoding='utf-8'):
+            try:
+                entry = json.loads(line)
+            except ValueError:  # a kill cut this line short
+                continue
+            if entry['iter'] <= (progress['last_eval'] if 'val_nats' in entry else iter_num):
+                kept.append(line)
+    with open(path + '.partial', 'w', encoding='utf-8') as f:
+        f.writelines(kept)
+    os.replace(path + '.partial', path)
+    metrics = open(path, 'a', encoding='utf-8')
+except OSError as e:
+    fail(f'--out_dir={out_dir} cannot be written to: {e.strerror}; choose another')
+if wandb_log:
+    import wandb
+    try:
+        run = wandb.init(project=wandb_project, name=wandb_run_name or os.path.basename(out_dir), dir=out_dir,
+                         id=progress['wandb_run_id'] or None, resume='allow', config=config)
+    except Exception as e:  # no key, no network: several classes, some private
+        fail(f'W&B did not start ({str(e).splitlines()[0]}); WANDB_MODE=offline needs no account, --wandb_log=False no W&B')
+    progress['wandb_run_id'] = run.id
+    run.define_metric('*', step_metric='iter')
+
+# the first Ctrl-C or SIGTERM ends the run after this iteration, saved; the second at once
+stop = None
+
+
+def on_signal(number, frame):
+    global stop
+    stop = number
+    signal.signal(number, signal.SIG_DFL)
+
+
+signal.signal(signal.SIGINT, on_signal)
+signal.signal(signal.SIGTERM, on_signal)
+
+# -----------------------------------------------------------------------------
+# training loop
+t_start = t_log = time.time()
+first_iter = last_log = iter_num
+bar = tqdm(total=max_iters, initial=iter_num, unit='it', disable=None, leave=False, dynamic_ncols=True)
+end = ''
+x, y = train_batch(iter_num, 0)
+while True:
+    lr = learning_rate_at(iter_num)
+    for group in optimizer.param_groups:
+        group['lr'] = lr
+
+    # evaluate and save
+    if (iter_num % eval_interval == 0 or iter_num >= max_iters) and iter_num != progress['last_eval']:
+        objective, nats = evaluate()
+        if not math.isfinite(nats):
+            end = f'the validation loss is not finite at iteration {iter_num}'
+            break
+        better = nats < best_val_loss
+        progress['without_gain'] = 0 if nats < best_val_loss - min_delta else progress['without_gain'] + 1
+        progress['last_eval'] = iter_num
+        best_val_loss = min(best_val_loss, nats)
+        say(f'iter {iter_num}: val loss {objective:.4f}, nats {nats:.4f} a token, '
+            f'perplexity {math.exp(min(nats, 700)):.3f}' + ', the best so far' * better)
+        log(val_loss=objective, val_nats=nats, val_perplexity=math.exp(min(nats, 700)), best_val_loss=best_val_loss)
+        if sample_tokens:
+            show_sample()
+        if better:
+            save('best.pt')
+        save_all()
+        if patience and progress['without_gain'] >= patience:
+            say(f'stopping early: {patience} evaluations without improvement')
+            break
+    if iter_num >= max_iters:
+        break
+    if stop:
+        if progress['last_eval'] != iter_num:
+            save_all()
+        break
+
+    # forward and backward; the next batch is read while a GPU is at work
+    total = torch.zeros((), device=device)
+    for micro_step in range(gradient_accumulation_steps):
+        if dropout:
+            torch.manual_seed(rng.torch_seed(rng.DROPOUT, seed, iter_num, micro_step))
+        with autocast:
+            micro_loss = losses.mean_loss(criterion, model(x), raw_model.lm_head.weight, y, tokenizer.vocab_size)
+            micro_loss = micro_loss / gradient_accumulation_steps
+        total += micro_loss.detach()
+        it, next_step = (iter_num, micro_step + 1) if micro_step + 1 < gradient_accumulation_steps else (iter_num + 1, 0)
+        x, y = train_batch(it, next_step)
+        scaler.scale(micro_loss).backward()
+    if grad_clip:
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(raw_model.parameters(), grad_clip)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    iter_num += 1
+    bar.update()
+
+    # log
+    if iter_num % log_interval == 0 or iter_num == max_iters or iter_num == first_iter + 1:
+        mean = total.item() * reported_scale
+        if not math.isfinite(mean):
+            end = f'the loss is {mean} at iteration {iter_num}'
+            break
+        now = time.time()
+        seconds, n = now - t_log, iter_num - last_log
+        rate = n * tokens_per_iter / seconds
+        left = (now - t_start) / (iter_num - first_iter) * (max_iters - iter_num)
+        say(f'iter {iter_num}: loss {mean:.4f}, time {1000 * seconds / n:.2f}ms, lr {lr:.2e}, {rate:,.0f} tok/s, '
+            f'{duration(left)} left')
+        log(loss=mean, lr=lr, tokens=iter_num * tokens_per_iter, tokens_per_second=rate)
+        t_log, last_log = now, iter_num
+bar.close()
+
+# -----------------------------------------------------------------------------
+# the end
+if wandb_log:
+    wandb.finish(exit_code=1 if end else 0)
+if end:
+    fail(f'{end}; the last good checkpoint is in {out_dir}; lower --learning_rate (it was {lr:.2e}) or --grad_clip')
+if stop:
+    say(f'stopped and saved at iteration {iter_num}; to go on: the same command with --init_from=resume')
+    sys.exit(128 + stop)
+say(f'done: best validation {best_val_loss:.4f} nats a token (perplexity {math.exp(min(best_val_loss, 700)):.3f}), '
+    f'{iter_num * tokens_per_iter:,} tokens, {duration(progress["seconds"] + time.time() - t_start)}')
+say(f'read a story: python sample.py --out_dir={out_dir}')
