@@ -9,6 +9,7 @@
     data            where the text came from, and the SHA-256 of the bins
     progress        what else a resumed run needs: see train.py
 """
+import json
 import os
 import pickle
 from pathlib import Path
@@ -80,6 +81,42 @@ def load_weights(model, weights):
     vocabulary = weights['transformer.wte.weight']
     padded = torch.nn.functional.pad(vocabulary, (0, 0, 0, rows - len(vocabulary)))
     model.load_state_dict({**weights, 'transformer.wte.weight': padded, 'lm_head.weight': padded})
+
+
+# Settings that make another run of a resumed one. The others may change while it goes on.
+IDENTITY = {'batch_size', 'gradient_accumulation_steps', 'seed', 'n_layer', 'n_head', 'n_embd', 'block_size', 'bias',
+            'activation', 'dropout', 'loss', 'squentropy_weight', 'squentropy_target', 'mse_true_weight', 'mse_target'}
+
+
+def differences(checkpoint, config, data):
+    """What a run that resumes the checkpoint would change: two lists of 'name old -> new', those that
+    are allowed, and those that would make it another run."""
+    old = checkpoint['config']
+    differing = [name for name in old if name in config and config[name] != old[name]
+               and name not in ('init_from', 'out_dir')]
+    changed = [f'{name} {old[name]} -> {config[name]}' for name in differing if name not in IDENTITY]
+    forbidden = [f'{name} {old[name]} -> {config[name]}' for name in differing if name in IDENTITY]
+    if checkpoint['data'] != data:
+        forbidden.append(f"data {checkpoint['data']['source']} -> {data['source']}, or another preparation of it")
+    return changed, forbidden
+
+
+def trim_metrics(path, iter_num, last_eval):
+    """Leave out of metrics.jsonl what was logged after the checkpoint: the resumed run logs it again."""
+    if not os.path.exists(path):
+        return
+    kept = []
+    with open(path, encoding='utf-8') as f:
+        for line in f:
+            try:
+                entry = json.loads(line)
+            except ValueError:  # a kill cut this line short
+                continue
+            if entry['iter'] <= (last_eval if 'val_nats' in entry else iter_num):
+                kept.append(line)
+    with open(f'{path}.partial', 'w', encoding='utf-8') as f:
+        f.writelines(kept)
+    os.replace(f'{path}.partial', path)
 
 
 def newest(root='out'):

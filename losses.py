@@ -233,7 +233,7 @@ def nats(loss, logits, targets, mix=MIX):
         return -log_softmax
     p = link(loss, logits).gather(1, targets[:, None]).squeeze(1)
     # in logarithms: softmax alone may underflow
-    return -torch.logaddexp(torch.log((1 - mix) * p), log_softmax + math.log(mix))
+    return -torch.logaddexp(torch.log((1 - mix) * p), log_softmax + (math.log(mix) if mix else -math.inf))
 
 
 def _is_softmax(loss):

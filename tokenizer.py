@@ -51,9 +51,9 @@ class Tokenizer:
         return b''.join(map(self.token_bytes, ids)).decode('utf-8', 'replace')
 
     def token_bytes(self, id):
-        """The bytes of one id, for streaming: perhaps part of a character. Raises ValueError for no id."""
+        """The bytes of one id, for streaming: perhaps part of a character. ValueError for an id outside."""
         if not 0 <= id < self.vocab_size:
-            raise ValueError(f'id {int(id)} is not one of the {self.kind} tokenizer\'s 0 to {self.vocab_size - 1}')
+            raise ValueError(f'id {int(id)} is outside the {self.kind} tokenizer: 0 to {self.vocab_size - 1}')
         return self._bytes[int(id)]
 
     def to_dict(self):

@@ -79,7 +79,6 @@ import os
 import signal
 import sys
 import time
-from contextlib import nullcontext
 
 import torch
 from tqdm import tqdm
@@ -87,6 +86,7 @@ from tqdm import tqdm
 import bins
 import checkpoint
 import losses
+import machine
 import rng
 import sampling
 from model import GPT, GPTConfig
@@ -95,26 +95,9 @@ from tokenizer import Tokenizer
 out_dir = out_dir.replace('{loss}', loss)
 say = tqdm.write  # print, but above the progress bar
 
-# device, dtype, compile
-if device == 'auto':
-    device, why = ('cuda', 'a CUDA GPU is there') if torch.cuda.is_available() else \
-        ('mps', 'an Apple GPU is there') if torch.backends.mps.is_available() else ('cpu', 'no GPU is there')
-else:
-    why = 'asked for'
-device_type = device.split(':')[0]
+# machine, data, tokenizer
 try:
-    torch.empty(1, device=device)
-except (RuntimeError, AssertionError) as e:
-    fail(f'--device={device} cannot be used here ({str(e).splitlines()[0]}); --device=auto takes what there is')
-if dtype == 'auto':
-    dtype = 'float32' if device_type != 'cuda' else 'bfloat16' if torch.cuda.is_bf16_supported() else 'float16'
-compiled = compile == 'True' or compile == 'auto' and device_type == 'cuda'
-# float32 stays float32: TF32 is not turned on, since the square terms would lose their digits
-autocast = nullcontext() if dtype == 'float32' else torch.autocast(device_type, getattr(torch, dtype))
-scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
-
-# data and tokenizer
-try:
+    device, dtype, autocast, why = machine.choose(device, dtype)
     folder = bins.find(dataset)
     meta = bins.read_meta(folder)
     train_data = bins.open_bin(folder, 'train', meta, block_size)
@@ -125,6 +108,9 @@ try:
     start = checkpoint.load(init_from) if init_from not in ('scratch', 'resume') else resumed
 except (OSError, ValueError) as e:
     fail(e)
+device_type = device.split(':')[0]
+compiled = compile == 'True' or compile == 'auto' and device_type == 'cuda'
+scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
 data = {'source': meta['source'] if meta else 'unknown, taken as GPT-2 tokens: there is no meta.json',
         'sha256': {split: meta['splits'][split]['sha256'] for split in ('train', 'val')} if meta else {}}
 val_starts = bins.val_windows(len(val_data), block_size, eval_iters * batch_size)
@@ -144,16 +130,8 @@ if start:
 torch.manual_seed(rng.torch_seed(rng.INIT, seed))
 raw_model = GPT(GPTConfig(**shape, dropout=dropout, activation=activation))
 
-# what makes another run of it if it changes while a run is resumed; the rest may change
-IDENTITY = {'batch_size', 'gradient_accumulation_steps', 'seed', 'n_layer', 'n_head', 'n_embd', 'block_size', 'bias',
-            'activation', 'dropout', 'loss', 'squentropy_weight', 'squentropy_target', 'mse_true_weight', 'mse_target'}
 if resumed:
-    differs = {name: (old, config[name]) for name, old in resumed['config'].items()
-               if name in config and config[name] != old and name not in ('init_from', 'out_dir')}
-    changed = [f'{name} {old} -> {new}' for name, (old, new) in differs.items()]
-    forbidden = [f'{name} {old} -> {new}' for name, (old, new) in differs.items() if name in IDENTITY]
-    if resumed['data'] != data:
-        forbidden.append(f"data {resumed['data']['source']} -> {data['source']}")
+    changed, forbidden = checkpoint.differences(resumed, config, data)
     if forbidden:
         fail(f"{out_dir} can't be resumed as another run: {', '.join(forbidden)}; resume with the same config, or begin "
              f'a new run from its weights: --init_from={out_dir}/ckpt.pt --out_dir=...')
@@ -238,7 +216,7 @@ def show_sample():
 
 def save(name, **more):
     checkpoint.save({**checkpoint.describe(raw_model, tokenizer, loss, criterion), 'iter_num': iter_num,
-                     'best_val_loss': best_val_loss, 'config': config, 'data': data, 'torch': torch.__version__,
+                     'best_val_loss': best_val_loss, 'config': config, 'data': data, 'torch': str(torch.__version__),
                      'progress': {**progress, 'seconds': progress['seconds'] + time.time() - t_start}, **more},
                     f'{out_dir}/{name}')
 
@@ -254,9 +232,8 @@ def log(**values):
         wandb.log({'iter': iter_num, **values})
 
 
-def duration(seconds):
-    m, s = divmod(int(seconds), 60)
-    return f'{m // 60}:{m % 60:02}:{s:02}' if m >= 60 else f'{m}:{s:02}'
+def perplexity(nats):
+    return math.exp(min(nats, 700))
 
 
 # -----------------------------------------------------------------------------
@@ -275,7 +252,7 @@ say(f'machine: {device} ({why}), {dtype}, {torch.get_num_threads()} threads, ' +
 
 if eval_only:
     objective, nats = evaluate()
-    say(f'iter {iter_num}: val loss {objective:.4f}, nats {nats:.4f} a token, perplexity {math.exp(min(nats, 700)):.3f}')
+    say(f'iter {iter_num}: val loss {objective:.4f}, nats {nats:.4f} a token, perplexity {perplexity(nats):.3f}')
     sys.exit()
 
 # the folder: an earlier run in it is moved aside, or continued
@@ -285,20 +262,9 @@ try:
         if aside:
             say(f'{out_dir} held an earlier run, which is now {aside} (to go on with a run instead: --init_from=resume)')
     os.makedirs(out_dir, exist_ok=True)
-    path = f'{out_dir}/metrics.jsonl'
-    kept = []
-    if init_from == 'resume' and os.path.exists(path):  # lines written after the checkpoint will be written again
-        for line in open(path, encoding='utf-8'):
-            try:
-                entry = json.loads(line)
-            except ValueError:  # a kill cut this line short
-                continue
-            if entry['iter'] <= (progress['last_eval'] if 'val_nats' in entry else iter_num):
-                kept.append(line)
-    with open(path + '.partial', 'w', encoding='utf-8') as f:
-        f.writelines(kept)
-    os.replace(path + '.partial', path)
-    metrics = open(path, 'a', encoding='utf-8')
+    if init_from == 'resume':
+        checkpoint.trim_metrics(f'{out_dir}/metrics.jsonl', iter_num, progress['last_eval'])
+    metrics = open(f'{out_dir}/metrics.jsonl', 'a', encoding='utf-8')
 except OSError as e:
     fail(f'--out_dir={out_dir} cannot be written to: {e.strerror}; choose another')
 if wandb_log:
@@ -338,6 +304,7 @@ while True:
 
     # evaluate and save
     if (iter_num % eval_interval == 0 or iter_num >= max_iters) and iter_num != progress['last_eval']:
+        t_eval = time.time()
         objective, nats = evaluate()
         if not math.isfinite(nats):
             end = f'the validation loss is not finite at iteration {iter_num}'
@@ -347,8 +314,8 @@ while True:
         progress['last_eval'] = iter_num
         best_val_loss = min(best_val_loss, nats)
         say(f'iter {iter_num}: val loss {objective:.4f}, nats {nats:.4f} a token, '
-            f'perplexity {math.exp(min(nats, 700)):.3f}' + ', the best so far' * better)
-        log(val_loss=objective, val_nats=nats, val_perplexity=math.exp(min(nats, 700)), best_val_loss=best_val_loss)
+            f'perplexity {perplexity(nats):.3f}' + ', the best so far' * better)
+        log(val_loss=objective, val_nats=nats, val_perplexity=perplexity(nats), best_val_loss=best_val_loss)
         if sample_tokens:
             show_sample()
         if better:
@@ -357,6 +324,7 @@ while True:
         if patience and progress['without_gain'] >= patience:
             say(f'stopping early: {patience} evaluations without improvement')
             break
+        t_log += time.time() - t_eval  # an iteration's time is without it, the time left with it
     if iter_num >= max_iters:
         break
     if stop:
@@ -396,7 +364,7 @@ while True:
         rate = n * tokens_per_iter / seconds
         left = (now - t_start) / (iter_num - first_iter) * (max_iters - iter_num)
         say(f'iter {iter_num}: loss {mean:.4f}, time {1000 * seconds / n:.2f}ms, lr {lr:.2e}, {rate:,.0f} tok/s, '
-            f'{duration(left)} left')
+            f'{tqdm.format_interval(left)} left')
         log(loss=mean, lr=lr, tokens=iter_num * tokens_per_iter, tokens_per_second=rate)
         t_log, last_log = now, iter_num
 bar.close()
@@ -410,6 +378,6 @@ if end:
 if stop:
     say(f'stopped and saved at iteration {iter_num}; to go on: the same command with --init_from=resume')
     sys.exit(128 + stop)
-say(f'done: best validation {best_val_loss:.4f} nats a token (perplexity {math.exp(min(best_val_loss, 700)):.3f}), '
-    f'{iter_num * tokens_per_iter:,} tokens, {duration(progress["seconds"] + time.time() - t_start)}')
+say(f'done: best validation {best_val_loss:.4f} nats a token (perplexity {perplexity(best_val_loss):.3f}), '
+    f'{iter_num * tokens_per_iter:,} tokens, {tqdm.format_interval(progress["seconds"] + time.time() - t_start)}')
 say(f'read a story: python sample.py --out_dir={out_dir}')

@@ -182,9 +182,11 @@ def read_rows(data):
     return zip(rows, itertools.count(1))
 
 
-def read_synthetic():
+@functools.cache  # slow to make, small to keep, and a bpe reads them twice
+def synthetic_stories(count):
     from synthetic import stories
-    return zip(stories(), itertools.count(1))
+    print(f'making {count:,} synthetic stories ...', flush=True)
+    return [(story, n) for n, story in enumerate(stories(count=count), 1)]
 
 
 def load_hub():
@@ -240,11 +242,11 @@ def batches(pairs):
         yield batch, done
 
 
-def start_worker(plain, parent=None):
+def start_worker(plain):
     global tok
     tok = Tokenizer.from_dict(plain)
     if parent := multiprocessing.parent_process():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the main process cleans up
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all, and the main process cleans up
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # no orphans
 
 
@@ -271,9 +273,12 @@ def encode_all(jobs, tok, processes):
         return
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context('spawn'), start_worker, (tok.to_dict(),))
     waiting = collections.deque()
+    mask = getattr(signal, 'pthread_sigmask', lambda *_: None)
     try:
         for job in jobs:
+            mask(signal.SIG_BLOCK, [signal.SIGINT])  # a process that submit starts is born deaf to Ctrl-C
             waiting.append(pool.submit(encode_batch, job))
+            mask(signal.SIG_UNBLOCK, [signal.SIGINT])
             if len(waiting) > 2 * processes:  # bounds the memory
                 yield waiting.popleft().result()
         while waiting:
@@ -299,8 +304,9 @@ def find_sources():
         return [(f'file:{path.name}', cut, functools.partial(read_file, path), path.stat().st_size)
                 for path, cut in files], 'B'
     if source == 'synthetic':
+        count = max_stories or 24000
         return [(source_name(), [('val', val_fraction), ('test', val_fraction + 0.02), ('train', 1)],
-                 read_synthetic, max_stories or 24000)], ' stories'
+                 functools.partial(synthetic_stories, count), count)], ' stories'
     data = load_hub()
     return [(source_name(), cut, functools.partial(read_rows, data[split]), len(data[split]))
             for split, cut in (('train', cut), ('validation', [('test', 1)]))], ' stories'
@@ -396,7 +402,7 @@ def prepare(out):
                 before += size
 
         splits = {split: {'stories': 0, 'tokens': 0, 'bytes': 0, 'sha256': hashlib.sha256(), 'source': name}
-                  for name, cut, _, _ in sources for split, _ in reversed(cut)}
+                  for split in ('train', 'val', 'test') for name, cut, _, _ in sources if split in dict(cut)}
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
         print('encoding ...', flush=True)
         started, tokens = time.time(), 0
@@ -442,7 +448,8 @@ def prepare(out):
     if seen['damaged']:
         print(f'{seen["damaged"]:,} stories with invalid UTF-8 or lone surrogates: U+FFFD in their place')
     for split, s in splits.items():
-        print(f'{split:>5}: {s["stories"]:>9,} stories {s["tokens"]:>13,} tokens {s["bytes"] / s["tokens"]:.2f} bytes a token')
+        print(f'{split:>5}: {s["stories"]:>9,} stories {s["tokens"]:>13,} tokens '
+              f'{s["bytes"] / s["tokens"]:.2f} bytes a token')
     seconds = time.time() - began
     print(f'{seconds:.1f} s, {tokens / (time.time() - started):,.0f} tokens/s; now in {out}')
     data = HERE.parent

@@ -1,0 +1,80 @@
+"""Read stories that a trained model writes: those of the newest run under out/, or of --out_dir.
+
+    python sample.py
+    python sample.py --start="The little robot" --num_samples=3 --temperature=0.8
+"""
+from configurator import configure, fail
+
+# -----------------------------------------------------------------------------
+out_dir = ''             # the run to read: its best.pt, or else its ckpt.pt; '' = the newest under out/
+start = ''               # how the stories begin: text, or FILE:path of a text file; '' = a new story
+num_samples = 3          # stories, made side by side
+max_new_tokens = 500     # longest story, in tokens
+temperature = 0.8        # below 1 safer, above 1 wilder, 0 = always the likeliest token
+top_k = 200              # draw from the k likeliest tokens only; 0 = all
+top_p = 1.0              # draw from the likeliest tokens that hold this share of probability; 1 = all
+seed = 1337              # the same seed tells the same stories
+device = 'auto'          # auto | cpu | cuda | cuda:1 | mps
+dtype = 'auto'           # auto | float32 | bfloat16 | float16
+# -----------------------------------------------------------------------------
+configure(globals(), rules=[
+    'num_samples >= 1', 'max_new_tokens >= 1', 'temperature >= 0', 'top_k >= 0', '0 < top_p <= 1', 'seed >= 0',
+    "dtype in ('auto', 'float32', 'bfloat16', 'float16')",
+    "device == 'auto' or device.split(':')[0] in ('cpu', 'cuda', 'mps')",
+])
+
+import os
+import sys
+
+import checkpoint
+import machine
+import sampling
+
+try:
+    out_dir = out_dir or str(checkpoint.newest())
+    name = 'best.pt' if os.path.exists(f'{out_dir}/best.pt') else 'ckpt.pt'
+    loaded = checkpoint.load(f'{out_dir}/{name}')
+    device, dtype, autocast, _ = machine.choose(device, dtype)
+    model, tokenizer, loss = checkpoint.restore(loaded, device)
+    if start.startswith('FILE:'):
+        with open(start.removeprefix('FILE:'), encoding='utf-8') as f:
+            start = f.read()
+    tokenizer.encode(start)  # fails here, and not in mid-story, where GPT-2's encoding can't be had
+except (OSError, ValueError) as e:
+    fail(e)
+model.eval()
+print(f"{out_dir}/{name}: {loaded['loss']['name']}, iteration {loaded['iter_num']:,}, "
+      f"validation {loaded['best_val_loss']:.4f} nats a token; trained on {loaded['data']['source']}", file=sys.stderr)
+
+# The stories come as one batch, and are printed one after the other: the first that has not ended
+# yet as it is written, the others from their buffers when it is their turn.
+waiting = [[] for _ in range(num_samples)]
+turn = 0
+
+
+def show(piece):
+    """Print a piece of the story whose turn it is; None ends it."""
+    global turn
+    if piece is None:
+        turn += 1
+        print('\n' + '-' * 79, flush=True)
+        if turn < num_samples:
+            print(start, end='')
+            for later in waiting[turn]:
+                show(later)
+    else:
+        print(piece, end='', flush=True)
+
+
+try:
+    print(start, end='', flush=True)
+    with autocast:
+        for i, piece in sampling.stories(model, tokenizer, loss, start, num_samples, max_new_tokens, seed,
+                                         temperature=temperature, top_k=top_k, top_p=top_p):
+            if i == turn:
+                show(piece)
+            else:
+                waiting[i].append(piece)
+except KeyboardInterrupt:
+    print()
+    sys.exit(130)

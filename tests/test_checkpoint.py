@@ -1,0 +1,119 @@
+"""Checkpoints: what goes in comes out, no code runs, nothing is half written or lost."""
+import json
+import os
+import pickle
+
+import pytest
+import torch
+
+import checkpoint
+import losses
+from model import GPT, GPTConfig
+from tokenizer import Tokenizer
+
+
+def small(**changes):
+    return GPT(GPTConfig(**{**dict(block_size=8, vocab_size=256, n_layer=1, n_head=2, n_embd=8), **changes}))
+
+
+def saved(path, model, name='squentropy', numbers=True):
+    tokenizer = Tokenizer('byte')
+    loss = losses.make_loss(name, 256)
+    checkpoint.save(checkpoint.describe(model, tokenizer, name, loss) | {'iter_num': 3}, path)
+    return path
+
+
+def test_round_trip(tmp_path):
+    """A restored model has the weights, the tokenizer and the six numbers that were saved."""
+    model = small(activation='gelu_tanh', bias=False)
+    restored, tokenizer, loss = checkpoint.restore(checkpoint.load(saved(tmp_path / 'ckpt.pt', model)))
+    for a, b in zip(model.state_dict().values(), restored.state_dict().values()):
+        assert torch.equal(a, b)
+    assert restored.config == model.config and tokenizer.kind == 'byte' and loss == losses.squentropy(256)
+    assert os.listdir(tmp_path) == ['ckpt.pt']
+
+
+def test_padding_is_not_saved(tmp_path):
+    """The file holds vocab_size rows, model_args only what nanoGPT's constructor takes; padding comes back as zeros."""
+    model = small(vocab_size=70)
+    plain = checkpoint.describe(model, Tokenizer('byte'), 'mse', losses.mse(70))
+    assert set(plain['model_args']) == {'block_size', 'vocab_size', 'n_layer', 'n_head', 'n_embd', 'dropout', 'bias'}
+    assert plain['model']['transformer.wte.weight'].shape == plain['model']['lm_head.weight'].shape == (70, 8)
+    other = small(vocab_size=70)
+    checkpoint.load_weights(other, plain['model'])
+    assert torch.equal(other.lm_head.weight, model.lm_head.weight) and other.lm_head.weight.shape == (128, 8)
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, ('bomb',)
+
+
+@pytest.mark.parametrize('content', [b'', b'not a checkpoint', pickle.dumps({'model': 1}), pickle.dumps(Bomb())])
+def test_damaged_files(tmp_path, monkeypatch, content):
+    """A file that is no checkpoint is one ValueError with its name, and runs no code."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'x.pt').write_bytes(content)
+    with pytest.raises(ValueError, match='x.pt is no checkpoint') as e:
+        checkpoint.load('x.pt')
+    assert '\n' not in str(e.value) and not os.path.exists('bomb')
+
+
+def test_code_in_a_checkpoint_does_not_run(tmp_path, monkeypatch):
+    """A torch.save file that would run code when unpickled is refused."""
+    monkeypatch.chdir(tmp_path)
+    torch.save({'model': {}, 'model_args': {}, 'tokenizer': {}, 'loss': Bomb()}, 'x.pt')
+    with pytest.raises(ValueError, match='no checkpoint'):
+        checkpoint.load('x.pt')
+    assert not os.path.exists('bomb')
+
+
+def test_truncated_or_foreign(tmp_path):
+    """A truncated checkpoint, one without our keys, and one whose shapes do not fit are refused."""
+    path = saved(tmp_path / 'a.pt', small())
+    whole = path.read_bytes()
+    (tmp_path / 'b.pt').write_bytes(whole[:len(whole) // 2])
+    torch.save({'state_dict': {}}, tmp_path / 'c.pt')
+    for name in 'bc':
+        with pytest.raises(ValueError, match=f'{name}.pt is no checkpoint'):
+            checkpoint.load(tmp_path / f'{name}.pt')
+    loaded = checkpoint.load(path)
+    loaded['model_args']['n_embd'] = 16
+    with pytest.raises(ValueError, match='does not fit'):
+        checkpoint.restore(loaded)
+
+
+def test_failed_save_leaves_the_old_one(tmp_path):
+    """When saving fails half-way, the old checkpoint stays and nothing else is left."""
+    path = saved(tmp_path / 'ckpt.pt', small())
+    before = path.read_bytes()
+    with pytest.raises(Exception):
+        checkpoint.save({'model': torch.zeros(10), 'bad': lambda: 0}, path)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ['ckpt.pt']
+
+
+def test_newest_and_set_aside(tmp_path):
+    """The newest run is the one written last; setting a run aside moves its files to a fresh folder and no others."""
+    for i, name in enumerate(('a', 'b/c', 'd')):
+        (tmp_path / name).mkdir(parents=True)
+        saved(tmp_path / name / 'ckpt.pt', small())
+        os.utime(tmp_path / name / 'ckpt.pt', (i % 2, i % 2))
+    assert checkpoint.newest(tmp_path) == tmp_path / 'b/c'
+    (tmp_path / 'a/mine.txt').write_text('keep')
+    (tmp_path / 'a.1').mkdir()
+    assert checkpoint.set_aside(f'{tmp_path}/a/') == tmp_path / 'a.2'
+    assert os.listdir(tmp_path / 'a.2') == ['ckpt.pt'] and os.listdir(tmp_path / 'a') == ['mine.txt']
+    assert checkpoint.set_aside(tmp_path / 'a') is None and checkpoint.set_aside(tmp_path / 'none') is None
+    with pytest.raises(FileNotFoundError, match='train first'):
+        checkpoint.newest(tmp_path / 'none')
+
+
+def test_trim_metrics(tmp_path):
+    """Lines after the checkpoint, and one cut short, are dropped; an evaluation counts by last_eval."""
+    path = tmp_path / 'metrics.jsonl'
+    lines = [{'iter': 10, 'loss': 1}, {'iter': 10, 'val_nats': 1}, {'iter': 15, 'loss': 1}, {'iter': 20, 'loss': 1}]
+    path.write_text('\n'.join(map(json.dumps, lines)) + '\n{"iter": 2')
+    checkpoint.trim_metrics(path, 15, 10)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == lines[:3]
+    checkpoint.trim_metrics(path, 10, -1)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == lines[:1]
