@@ -45,7 +45,9 @@ def load(path):
     try:
         checkpoint = torch.load(path, map_location='cpu', weights_only=True)
         checkpoint['model'], checkpoint['model_args'], checkpoint['tokenizer'], checkpoint['loss']  # must be there
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, OSError) as e:
+    except pickle.UnpicklingError:  # weights_only refused it
+        raise ValueError(f'{path} is no checkpoint of this project: it is damaged, or holds more than plain data') from None
+    except (RuntimeError, EOFError, KeyError, TypeError, ValueError, OSError) as e:
         reason = str(e).split('\n')[0][:120]
         raise ValueError(f'{path} is no checkpoint of this project, or damaged ({type(e).__name__}: {reason})') from None
     return checkpoint

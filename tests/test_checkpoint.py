@@ -49,7 +49,7 @@ class Bomb:
         return os.mkdir, ('bomb',)
 
 
-@pytest.mark.parametrize('content', [b'', b'not a checkpoint', pickle.dumps({'model': 1}), pickle.dumps(Bomb())])
+@pytest.mark.parametrize('content', [b'', b'not a checkpoint', pickle.dumps({"model": 1}, 2), pickle.dumps(Bomb(), 2)])
 def test_damaged_files(tmp_path, monkeypatch, content):
     """A file that is no checkpoint is one ValueError with its name, and runs no code."""
     monkeypatch.chdir(tmp_path)
