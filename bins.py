@@ -37,7 +37,8 @@ def read_meta(folder):
         meta = json.loads(path.read_text(encoding='utf-8'))
         if meta['dtype'] not in ('uint8', 'uint16') or not isinstance(meta['vocab_size'], int):
             raise ValueError(f"dtype {meta['dtype']}, vocab_size {meta['vocab_size']}")
-        meta['tokenizer'], meta['synthetic'], meta['source'], meta['splits']  # must be there
+        meta['tokenizer'], meta['synthetic'], meta['source']  # these must be there
+        meta['splits']['train']['sha256'], meta['splits']['val']['sha256']
     except (ValueError, KeyError, TypeError) as e:
         raise ValueError(f'{path} is damaged ({type(e).__name__}: {e}); prepare the data again') from None
     return meta

@@ -46,10 +46,10 @@ def load(path):
         checkpoint = torch.load(path, map_location='cpu', weights_only=True)
         checkpoint['model'], checkpoint['model_args'], checkpoint['tokenizer'], checkpoint['loss']  # must be there
     except pickle.UnpicklingError:  # weights_only refused it
-        raise ValueError(f'{path} is no checkpoint of this project: it is damaged, or holds more than plain data') from None
+        raise ValueError(f'{path} is no checkpoint of this project: damaged, or more than plain data') from None
     except (RuntimeError, EOFError, KeyError, TypeError, ValueError, OSError) as e:
-        reason = str(e).split('\n')[0][:120]
-        raise ValueError(f'{path} is no checkpoint of this project, or damaged ({type(e).__name__}: {reason})') from None
+        reason = f'{type(e).__name__}: ' + str(e).split('\n')[0][:120]
+        raise ValueError(f'{path} is no checkpoint of this project, or damaged ({reason})') from None
     return checkpoint
 
 

@@ -249,7 +249,7 @@ def score(loss, hidden, weight, targets, C):
     with torch.autocast(hidden.device.type, enabled=False):
         hidden, W = hidden.float(), weight[:C].float()
         rows = chunk_rows(C, hidden.device)
-        for h, y in zip(hidden.split(rows), targets.split(rows)):
+        for h, y in zip(hidden.split(rows), targets.split(rows), strict=True):
             logits = F.linear(h, W)
             if isinstance(loss, Family):
                 objective.append(quadratic(loss, h, W, y, C) + loss.c * F.cross_entropy(logits, y, reduction='none'))

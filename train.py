@@ -95,7 +95,7 @@ from tokenizer import Tokenizer
 out_dir = out_dir.replace('{loss}', loss)
 say = tqdm.write  # print, but above the progress bar
 
-# machine, data, tokenizer
+# machine, data, tokenizer, loss
 try:
     device, dtype, autocast, why = machine.choose(device, dtype)
     folder = bins.find(dataset)
@@ -104,44 +104,42 @@ try:
     val_data = bins.open_bin(folder, 'val', meta, block_size)
     tokenizer = Tokenizer.load(folder) if meta else Tokenizer('gpt2')
     criterion = losses.make_loss(loss, tokenizer.vocab_size, **config)
-    resumed = checkpoint.load(f'{out_dir}/ckpt.pt') if init_from == 'resume' else None
-    start = checkpoint.load(init_from) if init_from not in ('scratch', 'resume') else resumed
 except (OSError, ValueError) as e:
     fail(e)
 device_type = device.split(':')[0]
 compiled = compile == 'True' or compile == 'auto' and device_type == 'cuda'
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
-data = {'source': meta['source'] if meta else 'unknown, taken as GPT-2 tokens: there is no meta.json',
+data = {'source': meta['source'] if meta else 'bins without meta.json, taken as GPT-2 tokens',
+        'tokens': {'train': len(train_data), 'val': len(val_data)},
         'sha256': {split: meta['splits'][split]['sha256'] for split in ('train', 'val')} if meta else {}}
 val_starts = bins.val_windows(len(val_data), block_size, eval_iters * batch_size)
+reported_scale = losses.reported_scale(loss, tokenizer.vocab_size)
+tokens_per_iter = gradient_accumulation_steps * batch_size * block_size
 
-# model
-shape = dict(block_size=block_size, vocab_size=tokenizer.vocab_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
-             bias=bias)
-if start:
-    if start['tokenizer'] != tokenizer.to_dict():
-        fail(f"{init_from}: its tokenizer ({start['tokenizer']['kind']}, {start['tokenizer']['vocab_size']} ids) is not "
-             f'that of --dataset={dataset} ({tokenizer.kind}, {tokenizer.vocab_size} ids); train on the data it was made with')
-    if not resumed:  # the shape is the file's
-        shape = {name: start['model_args'][name] for name in shape}
-        activation = start['activation']
-        if block_size > shape['block_size']:
-            fail(f"--block_size={block_size} is more than the {shape['block_size']} of {init_from}; ask for at most that")
-torch.manual_seed(rng.torch_seed(rng.INIT, seed))
-raw_model = GPT(GPTConfig(**shape, dropout=dropout, activation=activation))
-
-if resumed:
-    changed, forbidden = checkpoint.differences(resumed, config, data)
+# model: new, or from a checkpoint
+resume = init_from == 'resume'
+if init_from == 'scratch':
+    torch.manual_seed(rng.torch_seed(rng.INIT, seed))
+    raw_model = GPT(GPTConfig(block_size=block_size, vocab_size=tokenizer.vocab_size, n_layer=n_layer, n_head=n_head,
+                              n_embd=n_embd, dropout=dropout, bias=bias, activation=activation))
+else:
+    path = f'{out_dir}/ckpt.pt' if resume else init_from
+    try:
+        start = checkpoint.load(path)
+        raw_model, its_tokenizer, _ = checkpoint.restore(start, dropout=dropout)
+    except (OSError, ValueError) as e:
+        fail(e)
+    changed, forbidden = checkpoint.differences(start, config, data) if resume else ([], [])
     if forbidden:
-        fail(f"{out_dir} can't be resumed as another run: {', '.join(forbidden)}; resume with the same config, or begin "
-             f'a new run from its weights: --init_from={out_dir}/ckpt.pt --out_dir=...')
+        fail(f"{path} can't be resumed as another run: {', '.join(forbidden)}; resume with the same config, or begin a "
+             f'new run from its weights: --init_from={path} --out_dir=...')
     if changed:
         say(f"changed since this run was saved: {', '.join(changed)}")
-if start:
-    try:
-        checkpoint.load_weights(raw_model, start['model'])
-    except (RuntimeError, KeyError) as e:
-        fail(f"{init_from}: the weights do not fit the model ({str(e).splitlines()[0]})")
+    if its_tokenizer.to_dict() != tokenizer.to_dict():
+        fail(f'{path} has another tokenizer ({its_tokenizer.kind}, {its_tokenizer.vocab_size} ids) than '
+             f'--dataset={dataset} ({tokenizer.kind}, {tokenizer.vocab_size} ids); train on the data it was made with')
+    if block_size > raw_model.config.block_size:
+        fail(f'--block_size={block_size} is more than the {raw_model.config.block_size} of {path}; ask for no more')
 raw_model.to(device)
 model = torch.compile(raw_model) if compiled else raw_model
 
@@ -158,11 +156,11 @@ progress = {'last_eval': -1,      # iteration of the last evaluation
             'without_gain': 0,    # evaluations since the last improvement
             'seconds': 0.0,       # of training, over all starts
             'wandb_run_id': ''}
-if resumed:
-    iter_num, best_val_loss, progress = resumed['iter_num'], resumed['best_val_loss'], resumed['progress']
-    optimizer.load_state_dict(resumed['optimizer'])
-    scaler.load_state_dict(resumed['scaler'])
-start = resumed = None  # free the memory
+if resume:
+    iter_num, best_val_loss, progress = start['iter_num'], start['best_val_loss'], start['progress']
+    optimizer.load_state_dict(start['optimizer'])
+    scaler.load_state_dict(start['scaler'])
+start = None  # free the memory
 
 
 def learning_rate_at(it):
@@ -176,17 +174,17 @@ def learning_rate_at(it):
     return min_lr + (learning_rate - min_lr) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def to_device(windows):
+def read(tokens, starts):
     """Inputs and targets (B, block_size) on the device; from pinned memory the copy runs beside the GPU's work."""
-    pairs = (torch.from_numpy(x) for x in bins.read_windows(*windows, block_size))
+    pair = map(torch.from_numpy, bins.read_windows(tokens, starts, block_size))
     if device_type == 'cuda':
-        return [x.pin_memory().to(device, non_blocking=True) for x in pairs]
-    return [x.to(device) for x in pairs]
+        return [x.pin_memory().to(device, non_blocking=True) for x in pair]
+    return [x.to(device) for x in pair]
 
 
-def train_batch(it, micro_step):
-    first = (it * gradient_accumulation_steps + micro_step) * batch_size
-    return to_device((train_data, bins.train_windows(len(train_data), block_size, seed, first, batch_size)))
+def train_batch(micro_batch):
+    """Micro-batch number `micro_batch`, counted from the beginning of training."""
+    return read(train_data, bins.train_windows(len(train_data), block_size, seed, micro_batch * batch_size, batch_size))
 
 
 @torch.no_grad()
@@ -195,11 +193,11 @@ def evaluate():
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64)
     for i in range(0, len(val_starts), batch_size):
-        x, y = to_device((val_data, val_starts[i:i + batch_size]))
+        x, y = read(val_data, val_starts[i:i + batch_size])
         with autocast:
             hidden = model(x)
         scores = losses.score(criterion, hidden, raw_model.lm_head.weight, y, tokenizer.vocab_size)
-        sums += torch.stack([s.double().sum() if s.device.type != 'mps' else s.sum() for s in scores]).cpu()
+        sums += torch.stack(scores).cpu().double().sum(1)
     model.train()
     objective, nats = (sums / (len(val_starts) * block_size)).tolist()
     return objective * reported_scale, nats
@@ -238,17 +236,16 @@ def perplexity(nats):
 
 # -----------------------------------------------------------------------------
 # say what will run
-reported_scale = losses.reported_scale(loss, tokenizer.vocab_size)
-tokens_per_iter = gradient_accumulation_steps * batch_size * block_size
 say(f"data: {folder}, {len(train_data):,} training tokens, {data['source']}")
 if meta and meta['synthetic']:
     say('      NOTE: made-up stories of a grammar, not TinyStories; figures on them say nothing about TinyStories')
-say(f"model: {shape['n_layer']} layers, {shape['n_head']} heads, {shape['n_embd']} wide, context {shape['block_size']}, "
-    f"{shape['vocab_size']:,} ids, {raw_model.num_params():,} parameters" + f' from {init_from}' * (init_from != 'scratch'))
-say(f'loss: {loss}, ' + (f'six numbers {tuple(criterion)}' if isinstance(criterion, losses.Family) else 'from losses.py'))
+shape = raw_model.config
+say(f'model: {shape.n_layer} layers, {shape.n_head} heads, {shape.n_embd} wide, context {shape.block_size}, '
+    f'{shape.vocab_size:,} ids, {raw_model.num_params():,} parameters, from {init_from}')
+say(f'loss: {criterion}' if isinstance(criterion, losses.Family) else f'loss: {loss}, of losses.OWN')
 say(f'run: {max_iters:,} iterations of {tokens_per_iter:,} tokens = '
     f'{max_iters * tokens_per_iter / len(train_data):.2f} epochs; into {out_dir}')
-say(f'machine: {device} ({why}), {dtype}, {torch.get_num_threads()} threads, ' + 'compiled' * compiled + 'not compiled' * (not compiled))
+say(f'machine: {device} ({why}), {dtype}, {torch.get_num_threads()} threads, ' + 'not ' * (not compiled) + 'compiled')
 
 if eval_only:
     objective, nats = evaluate()
@@ -257,12 +254,11 @@ if eval_only:
 
 # the folder: an earlier run in it is moved aside, or continued
 try:
-    if init_from != 'resume':
-        aside = checkpoint.set_aside(out_dir)
-        if aside:
-            say(f'{out_dir} held an earlier run, which is now {aside} (to go on with a run instead: --init_from=resume)')
+    if not resume:
+        if aside := checkpoint.set_aside(out_dir):
+            say(f'{out_dir} held an earlier run, which is now in {aside} (to go on with one: --init_from=resume)')
     os.makedirs(out_dir, exist_ok=True)
-    if init_from == 'resume':
+    if resume:
         checkpoint.trim_metrics(f'{out_dir}/metrics.jsonl', iter_num, progress['last_eval'])
     metrics = open(f'{out_dir}/metrics.jsonl', 'a', encoding='utf-8')
 except OSError as e:
@@ -273,7 +269,7 @@ if wandb_log:
         run = wandb.init(project=wandb_project, name=wandb_run_name or os.path.basename(out_dir), dir=out_dir,
                          id=progress['wandb_run_id'] or None, resume='allow', config=config)
     except Exception as e:  # no key, no network: several classes, some private
-        fail(f'W&B did not start ({str(e).splitlines()[0]}); WANDB_MODE=offline needs no account, --wandb_log=False no W&B')
+        fail(f'W&B did not start ({str(e).splitlines()[0]}); WANDB_MODE=offline needs no account')
     progress['wandb_run_id'] = run.id
     run.define_metric('*', step_metric='iter')
 
@@ -296,7 +292,7 @@ t_start = t_log = time.time()
 first_iter = last_log = iter_num
 bar = tqdm(total=max_iters, initial=iter_num, unit='it', disable=None, leave=False, dynamic_ncols=True)
 end = ''
-x, y = train_batch(iter_num, 0)
+x, y = train_batch(iter_num * gradient_accumulation_steps)
 while True:
     lr = learning_rate_at(iter_num)
     for group in optimizer.param_groups:
@@ -341,8 +337,7 @@ while True:
             micro_loss = losses.mean_loss(criterion, model(x), raw_model.lm_head.weight, y, tokenizer.vocab_size)
             micro_loss = micro_loss / gradient_accumulation_steps
         total += micro_loss.detach()
-        it, next_step = (iter_num, micro_step + 1) if micro_step + 1 < gradient_accumulation_steps else (iter_num + 1, 0)
-        x, y = train_batch(it, next_step)
+        x, y = train_batch(iter_num * gradient_accumulation_steps + micro_step + 1)
         scaler.scale(micro_loss).backward()
     if grad_clip:
         scaler.unscale_(optimizer)
@@ -375,7 +370,7 @@ if wandb_log:
     wandb.finish(exit_code=1 if end else 0)
 if end:
     fail(f'{end}; the last good checkpoint is in {out_dir}; lower --learning_rate (it was {lr:.2e}) or --grad_clip')
-if stop:
+if stop and iter_num < max_iters:
     say(f'stopped and saved at iteration {iter_num}; to go on: the same command with --init_from=resume')
     sys.exit(128 + stop)
 say(f'done: best validation {best_val_loss:.4f} nats a token (perplexity {perplexity(best_val_loss):.3f}), '

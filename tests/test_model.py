@@ -115,8 +115,8 @@ def test_padding_is_no_token():
 def test_parameters_are_nanogpts():
     """Parameter names are nanoGPT's, the head is the embedding, and GPT-2 small has its known size."""
     names = set(tiny(n_layer=1).state_dict())
-    block = {f'transformer.h.0.{layer}.{p}' for layer in ('ln_1', 'attn.c_attn', 'attn.c_proj', 'ln_2', 'mlp.c_fc', 'mlp.c_proj')
-             for p in ('weight', 'bias')}
+    layers = ('ln_1', 'attn.c_attn', 'attn.c_proj', 'ln_2', 'mlp.c_fc', 'mlp.c_proj')
+    block = {f'transformer.h.0.{layer}.{p}' for layer in layers for p in ('weight', 'bias')}
     assert names == block | {'transformer.wte.weight', 'transformer.wpe.weight', 'transformer.ln_f.weight',
                              'transformer.ln_f.bias', 'lm_head.weight'}
     with torch.device('meta'):

@@ -81,7 +81,7 @@ def test_every_plot_fits(corpus):
     ('a doubled word', r'\b([A-Za-z]+) \1\b'),
     ('a sentence that starts in lower case', r'[.!?]\s[a-z]|\."\s[a-z]|\s"[a-z]|\n[a-z]'),
     ('a capital in mid-sentence', r'[a-z,] (?:The|He|She|They|It|His|Her|There|But|Then|So|And|That|In|We|You)\b'),
-    ('a speech that ends without punctuation', r'[a-z]"(?! and)[ \n.](?!and)(?!monster)'),
+    ('a speech that ends without punctuation', r'[a-z]"'),
     ('a story that does not end a sentence', r'[^.!?"]$')])
 def test_mechanics(corpus, what, pattern):
     """nothing that a careful typist would not write"""
@@ -100,7 +100,7 @@ def test_quotes_are_closed(corpus):
 
 def test_lower_case_after_a_speech_only_for_its_verb(corpus):
     """after a speech comes its verb, in lower case, or a new sentence"""
-    verbs = {verb for mood in synthetic.MOODS.values() for verb in mood[0].split()} | {'told', 'thought', 'the'}     # the cave
+    verbs = {verb for mood in synthetic.MOODS.values() for verb in mood[0].split()} | {'called', 'told', 'thought', 'the'}
     followers = collections.Counter(word for story in corpus for word in re.findall(r'[!?,]" ([a-z]+)', story))
     assert set(followers) <= verbs, set(followers) - verbs
 
@@ -108,7 +108,7 @@ def test_lower_case_after_a_speech_only_for_its_verb(corpus):
 def test_no_sentence_twice_in_a_story(corpus):
     """no sentence of four or more words is told twice in one story"""
     for story in corpus:
-        sentences = [s for s in re.split(r'(?<=[.!?])\s+|"', story) if len(s.split()) >= 4 and s.strip()[0].isupper()]
+        sentences = [s for s in re.split(r'(?<=[.!?])\s+|"', story) if len(s.split()) >= 4 and s.rstrip()[-1] in '.!?' and s[0] != ' ']
         assert len(sentences) == len(set(sentences)), collections.Counter(sentences).most_common(1)
 
 

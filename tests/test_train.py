@@ -31,8 +31,8 @@ def read(path):
 @pytest.mark.parametrize('loss', ['cross_entropy', 'mse', 'squentropy', 'cross_entropy_plus_mse'])
 def test_training_learns(train, tmp_path, tiny_data, loss):
     """Each loss learns: after 300 iterations its nats are below those of the best model without context."""
-    status, out, err = train(f'--loss={loss}', '--max_iters=300', '--eval_interval=150', '--n_embd=32', '--batch_size=16',
-                             '--learning_rate=2e-2', '--eval_iters=5')
+    status, out, err = train(f'--loss={loss}', '--max_iters=300', '--eval_interval=150', '--n_embd=32',
+                             '--batch_size=16', '--learning_rate=2e-2', '--eval_iters=5')
     assert status == 0 and err == '', err
     text = torch.frombuffer(bytearray((tiny_data / 'train.bin').read_bytes()), dtype=torch.uint8)
     p = torch.bincount(text).double() / len(text)
@@ -119,7 +119,8 @@ def test_patience_stops_early(train, tmp_path):
 
 def test_not_finite(train, tmp_path):
     """A loss that is not finite ends the run with one line and status 1; the last checkpoint loads."""
-    status, _, err = train('--learning_rate=1e30', '--warmup_iters=0', '--loss=mse', '--grad_clip=0', '--log_interval=1')
+    flags = ['--learning_rate=1e30', '--warmup_iters=0', '--loss=mse', '--grad_clip=0', '--log_interval=1']
+    status, _, err = train(*flags)
     assert status == 1 and len(err.splitlines()) == 1 and 'last good checkpoint' in err, err
     weights = checkpoint.load(tmp_path / 'run/ckpt.pt')['model']
     assert all(torch.isfinite(w).all() for w in weights.values())
@@ -140,8 +141,8 @@ def test_loss_of_ones_own(tiny_data, tmp_path):
 
 def test_interrupt_saves(tiny_data, tmp_path):
     """The first Ctrl-C finishes the iteration, saves, says how to go on, and exits with status 130."""
-    command = [sys.executable, 'train.py', *TINY, f'--dataset={tiny_data}', f'--out_dir={tmp_path}/run', '--max_iters=100000',
-               '--eval_interval=100000', '--log_interval=1']
+    command = [sys.executable, 'train.py', *TINY, f'--dataset={tiny_data}', f'--out_dir={tmp_path}/run',
+               '--max_iters=100000', '--eval_interval=100000', '--log_interval=1']
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             if line.startswith('iter 5:'):
@@ -213,7 +214,7 @@ def test_help_answers_before_torch(tmp_path):
     (tmp_path / 'torch.py').write_text('raise SystemExit("torch was imported")')
     for script, setting in (('train.py', '--learning_rate=0.002'), ('sample.py', '--top_k=200')):
         status, out, _ = run(script, '--help', PYTHONPATH=str(tmp_path))
-        assert status == 0 and setting in out.replace(' ', '').replace('=', '=') and 'torch was' not in out
+        assert status == 0 and setting in out and 'torch was' not in out
 
 
 def test_configs_differ_in_loss_and_learning_rate_only():
@@ -222,9 +223,8 @@ def test_configs_differ_in_loss_and_learning_rate_only():
     settings = {}
     for name in ('cross_entropy', 'mse', 'squentropy'):
         script = ROOT / 'train.py'
-        source = script.read_text().split('config = configure(')[0].replace('from configurator import configure, fail', '')
         values = {'__file__': str(script)}
-        exec(source, values)
+        exec(script.read_text().split('config = configure(')[0], values)
         settings[name] = configure(values, argv=[str(ROOT / f'config/train_tinystories_{name}.py')])
         assert settings[name].pop('loss') == name
         settings[name].pop('learning_rate')

@@ -196,7 +196,8 @@ LEXICON = {     # what a field means until a plot says otherwise; {hue2} is anot
         how {a} learned that {truth}.|In bed that night, {a} thought, "{truth}."''',
     'bye': '''Then {a} and {b} [shared|had] {snack3}.|{a} and {b} went home side by side.|{a} and {b}
         [laughed|played|sang] together until the sun went down.|{a} and {b} were [good|best|close] friends
-        [ever after|from that day on].|That night, {a} slept [well|soundly] and dreamed of {dream}.'''}
+        [ever after|from that day on].|
+        After so much [fun|excitement], {a} slept [well|soundly] and dreamed of {dream}.'''}
 
 ASIDES = (      # colour, told once in a tale at most
     'A {bird} [sang|whistled|called|chirped] in the {tree} tree.', 'The {flower} were in bloom.',
@@ -250,11 +251,16 @@ def parse(template):
         elif token == '|':
             stack[-1].append([])
         elif token == ']':
-            part = stack.pop()
+            part = plain(stack.pop())
             stack[-1][-1].append(part)
         else:
             stack[-1][-1].append(token)
-    return stack[0]
+    return plain(stack[0])
+
+
+def plain(options):
+    """Options without choices of their own become text, for speed."""
+    return [''.join(parts) if all(type(part) is str for part in parts) else parts for parts in options]
 
 
 @functools.cache
@@ -316,7 +322,8 @@ class Tale:
         return [seq.pop(int(self.random() * len(seq))) for _ in range(n)]
 
     def expand(self, options):
-        return ''.join([part if type(part) is str else self.expand(part) for part in self.pick(options)])
+        parts = options[0] if len(options) == 1 else self.pick(options)
+        return parts if type(parts) is str else ''.join([p if type(p) is str else self.expand(p) for p in parts])
 
     def fill(self, template):
         text = self.expand(parse(template))
@@ -351,12 +358,12 @@ class Tale:
             verbs = 'cried said'
         verb = self.pick(verbs.split())
         how = ' ' + self.fill(how) if verb in ('said', 'asked') else ''
-        form = self.random()
         self.paragraph |= self.airy
-        if form < 0.2:
-            self.add(f'{x} {verb}{how}'.rstrip() + f', "{words}"')
+        form = self.random()
+        if form < 0.15 and (beat := self.fill(beat)) not in self.text:      # nobody does the same thing twice
+            self.add(f'{beat} "{words}"')
         elif form < 0.35:
-            self.add(self.fill(beat) + f' "{words}"')
+            self.add(f'{x} {verb}{how}'.rstrip() + f', "{words}"')
         else:
             first = first[:-1] + ',' if first[-1] == '.' else first
             self.add(f'"{first}" {verb} {x}{how}'.rstrip() + '.' + (f' "{rest}"' if rest else ''))
@@ -644,8 +651,8 @@ def rule(s):
     way = s.pick(('own', 'hide', 'blame'))
     if way == 'hide':
         s.tell('''
-            {a} hid [under the bed|behind the curtain|in the closet|behind the stove|under the table] and hoped \
-            that nobody would notice.''')
+            {a} hid [under the bed|behind the curtain|in the closet|behind the stove|under the table] and \
+            hoped that nobody would notice.''')
     s.tell('g ask: {question}')
     if way == 'blame':
         s.tell('''
@@ -686,7 +693,7 @@ RESCUES = table('where animal trouble sound plan act after', '''
         The farmer was so glad that {a} and {b} got a [warm scarf|ball of yarn|jug of milk|round cheese].
     * lake / duckling / It had slipped into a deep hole and could not climb out. / Peep, peep! / We can make a
         ramp out of [a board|sticks]. / They pushed the ramp into the hole. The duckling waddled up, one small
-        step at a time. / Its mother came quacking with {number} more ducklings behind her.
+        step at a time. / The mother duck came quacking with {number} more ducklings behind her.
     * orchard / beetle / It lay on its back and kicked its legs in the air. / Crick, crick. / Give it
         something to hold on to. / {a} held out a blade of grass. The beetle grabbed it, and {a} turned it
         over. / The beetle shone green and blue as it marched away.
@@ -797,7 +804,7 @@ CONTESTS = table('world contest trains course winner praise', '''
     * - / pumpkin contest / watered a pumpkin and read stories to it / The pumpkins were rolled onto the big
         scale. / the one that {b} had grown was heavier by just one seed. / That pumpkin is as big as a coach
     * k / spelling contest / spelled every word on the cereal box / The words got longer and longer. / {b}
-        knew how to spell "rhinoceros", and {a} did not. / You know so many words
+        knew how to spell rhinoceros, and {a} did not. / You know so many words
     * - / dancing contest / twirled around the kitchen table / The fiddle played faster and faster. / {b} was
         still dancing when all the others had to sit down. / You have springs in your feet
     ''')
@@ -823,7 +830,7 @@ def contest(s):
         return s.tell('''
             {a} was in front, and the finish was near. Then {b} cried out. {b.He} had [hurt {b.his} leg|a \
             cramp].
-            {a} looked at the finish. {a} looked at {b}. Then {a} turned back.
+            {a} looked at the finish. {a} looked back at {b}. Then {a} turned around.
             a kind: [Lean on me.|Hold on to me.|I will help you.] [The prize can wait.|We can finish \
             together.]
             They came in last, side by side, and everyone stood up and cheered.
@@ -847,7 +854,7 @@ def contest(s):
         s.tell('''
             b kind: Thank you! You were very good, too. [Shall we train together?|Do you want to know how I \
             do it?]
-            From then on, they trained together, and the next year, {a} won. Who cheered the loudest? It was \
+            After that, they trained together, and the next year, {a} won. Who cheered the loudest? It was \
             {b}!''')
     else:
         s.tell('''
@@ -905,7 +912,7 @@ def newcomer(s):
         In the end, they had made {result}.
         c shy: [I was afraid that nobody would like me.|I was so lonely before.] [Thank you, {a}.|I am glad \
         you came.]
-        From then on, there were three friends and not two. | The next day, {c} waited for {a} and {b} at \
+        And so there were three friends and not two. | The next day, {c} waited for {a} and {b} at \
         the gate.
         = a quiet one may only need a kind hello | it is good to make the first step | shy does not mean \
         unfriendly''')
@@ -955,8 +962,8 @@ def promise(s):
             and stopped.
             a sad: [I would love to, but|I want to come, but|Not now.] I made a promise.
             b: Nobody will know. | Can it not wait? | It will only take a minute.
-            a think: [I would know.|A promise is a promise.] [Save me a place.|Go on without me.|I will come \
-            later.]
+            a think: [I gave my word.|A promise is a promise.] [Save me a place.|Go on without me.|\
+            I will come later.]
             So {a} stayed behind. {a.He} {keep}.
 
             When {g} came back, everything was in order. | {g} came home and saw it all.
@@ -1028,7 +1035,7 @@ SKILLS = table('world skill fails tip where success', '''
     * - / skip stones / threw a stone, and it went plop / Take a flat one, and throw it low from the side. /
         until {a.his} arm was sore / The stone hopped one, two, three, four times
     * k / read / mixed up all the letters / Say each letter out loud, and then push them together. / with
-        signs, labels and cereal boxes / The letters turned into a word, and the word was "home"
+        signs, labels and cereal boxes / The letters turned into a word, and the word was home
     * - / catch a ball / closed both eyes, and the ball bounced off {a.his} head / Watch the ball all the way.
         / against the barn wall / Smack! The ball was safe in {a.his} arms''')
 
@@ -1118,7 +1125,7 @@ def favor(s):
         c kind: You shared with me, and now I could help you. | You helped me first. | That is what friends \
         are for.
         = kindness comes back | what you give away can come back to you | a shared lunch can make a friend
-        ? From then on, {a} and {c} often had lunch together. | The next time, {c} brought {snack2} for both \
+        ? After that, {a} and {c} often had lunch together. | The next time, {c} brought {snack2} for both \
         of them.''')
 
 
@@ -1134,10 +1141,8 @@ def stories(seed=1337, count=24000):
         s = cast(rng)
         s.pick(PLOTS)(s)
         text = tidy(s.text)
-        sentences = re.split(r'(?:(?<=[.!?])|(?<=[.!?]"))\s+(?=[A-Z"])', text)
         key = hashlib.sha1(text.encode()).digest()
-        # draw again: too short or long, a sentence told twice, or a story told before
-        if 80 <= len(text.split()) <= 250 and len(set(sentences)) == len(sentences) and key not in seen:
+        if 80 <= len(text.split()) <= 250 and key not in seen:      # else draw again; both are rare
             seen.add(key)
             yield text
 
