@@ -154,13 +154,13 @@ def test_formats_agree(tmp_path):
     """the same stories as txt, jsonl, JSON array, parquet and gz give the same bins; keys text and story"""
     pyarrow = pytest.importorskip('pyarrow')
     from pyarrow import parquet
-    stories = make_stories(2500, words=200)  # more than one block of the readers
+    stories = make_stories(2000, words=200)  # more than one block of the readers
     write_txt(tmp_path / 'a.txt', stories)
     lines = ''.join(json.dumps({'id': i, 'story': s}, ensure_ascii=i % 2) + '\n' for i, s in enumerate(stories))
     (tmp_path / 'b.jsonl').write_text(lines, encoding='utf-8')
     (tmp_path / 'c.json').write_text(json.dumps([{'text': s, 'n': {'a': [1]}} for s in stories], indent=1))
     (tmp_path / 'd.json').write_text(lines, encoding='utf-8')
-    parquet.write_table(pyarrow.table({'x': range(2500), 'text': stories}), tmp_path / 'e.parquet')
+    parquet.write_table(pyarrow.table({'x': range(2000), 'text': stories}), tmp_path / 'e.parquet')
     for name in ('a.txt', 'b.jsonl', 'c.json'):
         (tmp_path / f'{name}.gz').write_bytes(gzip.compress((tmp_path / name).read_bytes()))
     bins = {}
@@ -218,17 +218,17 @@ def test_invalid_utf8_is_replaced_and_counted(tmp_path):
 
 
 def test_workers_do_not_change_the_result(tmp_path):
-    """1, 2 and 3 processes write the same files, separators across block borders included"""
+    """1 and 2 processes write the same files, stories that cross blocks included"""
     rng = random.Random(1)
-    stories = [s + ' and on' * rng.randint(0, 30000 if i % 50 == 0 else 20) for i, s in enumerate(make_stories(3000))]
+    stories = [s + ' and on' * rng.randint(0, 30000 if i % 100 == 0 else 20) for i, s in enumerate(make_stories(3000))]
     text = write_txt(tmp_path / 'a.txt', stories)
-    assert text.stat().st_size > 4e6  # several batches
+    assert text.stat().st_size > 3e6  # several batches
     outs = []
-    for workers in (1, 2, 3):
+    for workers in (1, 2):
         run(f'--input={text}', '--vocab_size=300', '--bpe_megabytes=1', f'--workers={workers}',
             f'--out_dir={tmp_path}/{workers}')
         outs.append({p.name: p.read_bytes() for p in (tmp_path / str(workers)).iterdir()})
-    assert outs[0] == outs[1] == outs[2]
+    assert outs[0] == outs[1]
     assert stories_of(tmp_path / '2', kind='bpe') == [s for s in stories if val_hash(s) >= 0.02]
 
 
@@ -258,7 +258,7 @@ def test_default_folder_and_any_working_directory(text, tmp_path):
     ('a.jsonl', b'{"text": "a"}\n{"text": oops}\n', 'a.jsonl, line 2: not JSON'),
     ('a.jsonl', b'{"text": "a"}\n\n{"txt": "a"}\n', "a.jsonl, line 3: no string under 'text' or 'story'"),
     ('a.jsonl', b'{"text": 5}\n', 'a.jsonl, line 1: no string'),
-    ('a.jsonl', b'"a"\n', 'a.jsonl, line 1: no string'),
+    ('a.jsonl', b'{"text": "a"}\nnull\n', 'a.jsonl, line 2: no string'),
     ('a.json', b'[{"text": "a"}, {"story": null}]', 'a.json, item 2: no string'),
     ('a.json', b'[{"text": "a"}, {"text": "b"', 'a.json, item 2: not JSON'),
     ('a.json', b'[{"text": "a"} {"text": "b"}]', 'a.json, item 2: not JSON'),
@@ -361,7 +361,7 @@ def test_full_disk(text, tmp_path):
 
 def start(folder):
     """prepare.py with two workers that are at work, in a process group of its own."""
-    text = write_txt(folder / 'a.txt', make_stories(1000, words=3000) * 8)
+    text = write_txt(folder / 'a.txt', make_stories(200, words=3000) * 40)
     process = subprocess.Popen([sys.executable, str(SCRIPT), f'--input={text}', '--tokenizer=byte', '--workers=2',
                                 f'--out_dir={folder}/out'], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                                text=True, start_new_session=True)
@@ -490,9 +490,9 @@ def test_real_stories(tmp_path):
     if not (SHARED / 'tinystories').exists():
         pytest.skip(f'needs {SHARED / "tinystories"}')
     run(f'--input={SHARED}/tinystories/train.txt', f'--test_input={SHARED}/tinystories/test.txt',
-        f'--out_dir={tmp_path}/out', '--max_stories=8000')
-    stories = [s.strip() for s in (SHARED / 'tinystories/train.txt').read_text(encoding='utf-8').split(EOT)[:8000]]
+        f'--out_dir={tmp_path}/out', '--max_stories=4000')
+    stories = [s.strip() for s in (SHARED / 'tinystories/train.txt').read_text(encoding='utf-8').split(EOT)[:4000]]
     out, splits = tmp_path / 'out', json.loads((tmp_path / 'out/meta.json').read_text())['splits']
-    assert splits['train']['stories'] + splits['val']['stories'] == 8000 and splits['test']['stories'] == 1000
+    assert splits['train']['stories'] + splits['val']['stories'] == 4000 and splits['test']['stories'] == 1000
     assert stories_of(out, kind='bpe') == [s for s in stories if val_hash(s) >= 0.02]
     assert 3.9 < splits['test']['bytes'] / splits['test']['tokens'] < 4.1

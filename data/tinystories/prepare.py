@@ -113,11 +113,11 @@ def read_json(path, raw, file):
 def json_lines(path, file):
     for n, line in enumerate(iter(lambda: file.readline(LONGEST), b''), 1):
         line = line.removeprefix(BOM) if n == 1 else line
-        try:
-            record = json.loads(line.decode('utf-8', 'surrogateescape')) if line.strip() else None
-        except (ValueError, RecursionError) as e:
-            raise Mistake(f'{path}, line {n}: not JSON ({e})') from None
-        if record is not None:
+        if line.strip():
+            try:
+                record = json.loads(line.decode('utf-8', 'surrogateescape'))
+            except (ValueError, RecursionError) as e:
+                raise Mistake(f'{path}, line {n}: not JSON ({e})') from None
             yield f'{path}, line {n}', record
 
 
@@ -142,7 +142,7 @@ def json_array(path, file):
 def read_parquet(path, raw, file):
     import pyarrow.parquet
     try:
-        table = pyarrow.parquet.ParquetFile(raw, buffer_size=BLOCK)
+        table = pyarrow.parquet.ParquetFile(raw, buffer_size=BLOCK, pre_buffer=False)
         column = next((name for name in ('text', 'story') if name in table.schema_arrow.names), None)
         if not column:
             raise Mistake(f"{path}: no column 'text' or 'story' among {', '.join(table.schema_arrow.names)}")
@@ -343,6 +343,8 @@ def check_paths(out):
 @contextlib.contextmanager
 def workspace(out):
     """A temporary folder inside out, gone afterwards; so is out where it was made in vain."""
+    for folder in out.glob('.partial-*'):
+        print(f'{folder}: from a run that still works or was killed; in the latter case delete it')
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     folder = None
     try:

@@ -179,6 +179,7 @@ LEXICON = {     # what a field means until a plot says otherwise; {hue2} is anot
     'likes': '''pancakes|popcorn|ice cream|hot waffles|[apple|cherry|pumpkin|peach] pie|[noodle|tomato|onion]
         soup|[ginger|oatmeal|chocolate] cookies|rice pudding|baked potatoes|spaghetti|pizza|cheese
         sandwiches''',
+    'pest': 'slug|snail|caterpillar',
     'prize': 'golden cup|blue ribbon|silver medal|big trophy|box of candy',
     'small': 'shiny|little|new|old|pretty|striped|spotted|lovely',
     # sentences that all plots share
@@ -311,6 +312,7 @@ class Tale:
         self.world = 'k' if self.random() < 0.6 else 'n'        # children, or animals that talk
         self.airy = self.random() < 0.5                         # a new paragraph for each speaker?
         self.paragraph = False                                  # does the next sentence open one?
+        self.partner = 'b'                                      # whom a answers
 
     def pick(self, seq):
         # random() is the one draw that Python promises to keep the same in later versions
@@ -323,7 +325,9 @@ class Tale:
 
     def expand(self, options):
         parts = options[0] if len(options) == 1 else self.pick(options)
-        return parts if type(parts) is str else ''.join([p if type(p) is str else self.expand(p) for p in parts])
+        if type(parts) is str:
+            return parts
+        return ''.join([part if type(part) is str else self.expand(part) for part in parts])
 
     def fill(self, template):
         text = self.expand(parse(template))
@@ -349,6 +353,7 @@ class Tale:
     def talk(self, speaker, listener, words, mood):
         """The first sentence and the mood choose the verb."""
         x, self.w['x'], self.w['y'] = self.w[speaker], self.w[speaker], self.w[listener]
+        self.partner = listener if speaker == 'a' else speaker
         words = self.fill(words).strip()
         first, rest = re.match(r'([^.!?]*[.!?])(?: (.*))?', words).groups('')
         verbs, how, beat = MOODS[(mood or 'ask') if first[-1] == '?' else mood]
@@ -372,7 +377,7 @@ class Tale:
     def tell(self, script):
         """
         Each line of a script is one beat, an empty line a new paragraph. A line tells its template;
-        'a sad: ...' has a speak, sadly, to b, and 'a>c: ...' to c; '? ...' is told half of the time;
+        'a sad: ...' has a speak, sadly, to who spoke last, 'a>c: ...' to c; '? ...' is told half of the time,
         '*' looks around at the place, '+' adds some other colour, and '= ...' draws the moral.
         """
         for paragraph, maybe, speaker, listener, mood, text in steps(script):
@@ -380,7 +385,7 @@ class Tale:
             if maybe and self.random() < 0.5:
                 continue
             if speaker:
-                self.talk(speaker, listener or ('b' if speaker == 'a' else 'a'), text, mood)
+                self.talk(speaker, listener or (self.partner if speaker == 'a' else 'a'), text, mood)
             elif text in '*+':
                 if text == '*' and self.random() < 0.5:
                     self.add(self.fill('{sight}'))
@@ -395,7 +400,7 @@ class Tale:
 
 def tidy(text):
     """a -> an before a vowel sound, and capitals at the start of sentences and speeches."""
-    text = re.sub(r'\b([Aa]) (?=[aeiou])', r'\1n ', text.strip())
+    text = re.sub(r'\b([Aa]) (?=[aeiou])', r'\1n ', text.strip())     # so no unicorns in the tables
     return re.sub(r'[.!?]\s[a-z]|\s"[a-z]', lambda m: m[0].upper(), text)
 
 
@@ -499,11 +504,10 @@ def share(s):
         {opening}
         ? {fond}
 
-        {day}, {a} met {bb} {at}. {b} had a {small} {hue} {toy}. | {day}, {bb} came to {place} with a \
-        {small} {hue} {toy}. {a} was already there.
+        {day}, {a} met {bb} {at}. | {day}, {bb} came to {place}. {a} was already there.
         *
-        {a} wanted to {use}, too. | {a} had never seen such a {small} {toy}. | {a} could not stop looking at \
-        it.
+        {b} had a {small} {hue} {toy}. | {b} had brought a {small} {hue} {toy}.
+        {a} wanted to {use}, too. | {a} had never seen such a {small} {toy}. | {a} looked and looked at it.
         a shy: Please, may I have a turn? | Can I {use}, too? | May I play with your {toy}?''')
     way = s.pick(('alone', 'grab', 'swap'))
     if way == 'alone':
@@ -593,7 +597,7 @@ def fear(s):
         {hh} [saw it|noticed]. | {hh} came and sat beside {a}. | So {a} went to {hh}.
         h kind: What is the matter, {a}? | Are you all right? | What is it, {a}?
         a scared: {worry}
-        ? {h} did not laugh. | {h} listened and did not laugh. | {h} gave {a} a hug.
+        ? {h} did not laugh. | {h} listened and did not laugh. | {h} moved closer.
         h kind: {tip}
         ? {a} was still afraid, but {a.he} nodded. | {a} took a [deep|big|long] breath. | {a} wanted to be \
         brave.
@@ -646,17 +650,16 @@ def rule(s):
         a: [I will not forget.|Yes, {g}.|All right.|I promise.]
 
         {breaks}
-        {a} felt [sick|awful|hot and cold]. What now? | {a} stood there with wide eyes. | {a.His} heart \
-        sank.''')
+        {a} felt [sick|awful|bad|hot and cold]. What now? | {a} stood there with wide eyes.''')
     way = s.pick(('own', 'hide', 'blame'))
     if way == 'hide':
         s.tell('''
-            {a} hid [under the bed|behind the curtain|in the closet|behind the stove|under the table] and \
-            hoped that nobody would notice.''')
+            Then {a} hid [under the bed|behind the curtain|in the closet|behind the stove|under the table] \
+            and hoped that nobody would notice.''')
     s.tell('g ask: {question}')
     if way == 'blame':
         s.tell('''
-            a shy: Maybe it was {b}. | I think it was {b}. | The wind did it. | It was a {bird}.
+            a shy: [Maybe|I think] it was my friend {b}. | The wind did it. | It was a {bird}.
             But that was not true, and {a} [had a lump in {a.his} throat|could not look up].
             a sad: No, that was a lie. {confess} I am [so|very] sorry.''')
     else:
@@ -845,6 +848,7 @@ def contest(s):
     if way == 'sulk':
         s.tell('''
             a cross: It is not fair. | I worked so hard. | I never want to do this again.
+            {gg} came over.
             g kind: [You did your best.|I saw how hard you tried.] How do you think {b} feels?
             {a} saw that {b} was standing all alone with the {prize}. So {a} went over.''')
     else:
@@ -869,7 +873,7 @@ def contest(s):
 
 NEWCOMERS = table('alone question answer act result', '''
     * drew in the dust with a stick / What are you drawing? / A whale. I used to live by the sea, and I miss
-        it. / Soon they drew waves, crabs and a ship / a picture as long as the street
+        it. / Together they drew waves, crabs and a ship / a picture as long as the street
     * hummed a song / What is that song? / My grandpa sings it. He lives far away now. / They sang it together
         and beat time on a log / a song for three voices
     * stacked flat stones / How do you make it so tall? / You have to feel where each stone wants to sit. /
@@ -1005,9 +1009,9 @@ def garden(s):
         But {a} could not wait. {a.He} took a spoon and dug it up. There was a tiny white root!
         g kind: Oh, {a}! Now it has to start again. Tuck it in like a baby.
         {a} tucked it in very gently, and this time {a.he} left it alone.''', '''
-        At last a green tip came up. But one morning, a [slug|snail|caterpillar] had eaten half of a leaf.
-        {bb} helped {a} to [carry it to the weeds|find it a new home] and to put eggshells around the \
-        plant.''', '''
+        At last a green tip came up. But one morning, a {pest} had eaten half of a leaf.
+        {bb} helped {a} to [carry the {pest} away|find the {pest} a new home] and to put eggshells \
+        around the plant.''', '''
         Then it got hot, and there was no rain for {number} days. The soil was dry and cracked.
         Every evening, {a} and {bb} carried water from the well, cup by cup.''')))
     s.tell('''
