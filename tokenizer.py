@@ -139,7 +139,8 @@ def train_bpe(texts, vocab_size):
     """
     if not 257 <= vocab_size <= 65536:
         raise ValueError(f'a bpe vocabulary has 257 to 65536 ids (256 bytes, end of text, 16 bits), not {vocab_size}')
-    from tokenizers import Tokenizer as Learner, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as Learner
+    from tokenizers import models, pre_tokenizers, trainers
     learner = Learner(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     learner.train_from_iterator(texts, trainers.BpeTrainer(

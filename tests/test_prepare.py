@@ -19,14 +19,14 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / 'data' / 'tinystories' / 'prepare.py'
 SHARED = ROOT.parent / 'shared'
 EOT = '<|endoftext|>'
-WORDS = 'Once upon a time there was little dog cat who liked to play run in the big park with Tom Lily 🎉 café'.split()
+WORDS = 'Once upon a time there was little dog cat who liked to play run in the big park with Tom Lily 🎉 café'
 
 
 def run(*args, code=0, env=(), **kwargs):
     """prepare.py with these arguments; its stdout, or with code != 0 its stderr of one line."""
     env = {**os.environ, 'HF_HUB_OFFLINE': '1', **dict(env)}
     done = subprocess.run([sys.executable, str(SCRIPT), *map(str, args)], capture_output=True, text=True,
-                          env=env, timeout=100, **kwargs)
+                          env=env, timeout=100, check=False, **kwargs)
     assert done.returncode == code, done.stdout + done.stderr
     if code:
         assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1, done.stderr
@@ -35,7 +35,7 @@ def run(*args, code=0, env=(), **kwargs):
 
 def make_stories(n, seed=0, words=60):
     rng = random.Random(seed)
-    return [' '.join(rng.choices(WORDS, k=rng.randint(5, words))) + f' {i}.' for i in range(n)]
+    return [' '.join(rng.choices(WORDS.split(), k=rng.randint(5, words))) + f' {i}.' for i in range(n)]
 
 
 def write_txt(path, stories):
@@ -199,7 +199,7 @@ def test_words_endoftext_in_json_are_text(tmp_path):
         out = tmp_path / kind
         run(f'--input={tmp_path}/a.jsonl', f'--val_input={tmp_path}/val.jsonl', f'--tokenizer={kind}',
             f'--out_dir={out}')
-        told, ids = read(out, kind=kind)
+        told, _ = read(out, kind=kind)
         assert told == [story + EOT] and json.loads((out / 'meta.json').read_text())['splits']['train']['stories'] == 1
 
 
@@ -249,7 +249,7 @@ def test_default_folder_and_any_working_directory(text, tmp_path):
         (tmp_path / module).write_bytes((ROOT / module).read_bytes())
     (tmp_path / 'elsewhere').mkdir()
     done = subprocess.run([sys.executable, '../data/tinystories/prepare.py', f'--input={text}', '--tokenizer=byte'],
-                          cwd=tmp_path / 'elsewhere', capture_output=True, text=True)
+                          cwd=tmp_path / 'elsewhere', capture_output=True, text=True, check=False)
     assert done.returncode == 0 and 'next: python train.py --dataset=tinystories/byte' in done.stdout, done.stderr
     assert stories_of(tmp_path / 'data' / 'tinystories' / 'byte')
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tokenizer import Tokenizer, train_bpe
 
@@ -123,7 +124,8 @@ def test_gpt2_known_ids(gpt2):
 
 
 def tokenizers_own(texts, size):
-    from tokenizers import Tokenizer as Theirs, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as Theirs
+    from tokenizers import models, pre_tokenizers, trainers
     theirs = Theirs(models.BPE())
     theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     theirs.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size - 1, min_frequency=2, show_progress=False,

@@ -9,7 +9,8 @@ val.bin is cut from the training stories by a hash of each story, so the same st
 in the same split. test.bin is the hub's validation split, or --test_input; of the synthetic
 stories it is another 2 % by hash. A file is .txt (stories separated by <|endoftext|>), .jsonl or
 .json (objects with a key text or story; .json may be one array), each perhaps .gz, or .parquet
-(a column text or story). The files appear together at the end, or not at all.
+(a column text or story). The files appear together at the end, or not at all; only a run that
+is killed outright leaves a folder .partial-* of its own to delete.
 """
 import collections
 import contextlib
