@@ -244,7 +244,8 @@ def test_default_folder_and_any_working_directory(text, tmp_path):
     """started anywhere, the bins land next to prepare.py, and the next command names them"""
     copy = tmp_path / 'data' / 'tinystories' / 'prepare.py'
     copy.parent.mkdir(parents=True)
-    copy.write_bytes(SCRIPT.read_bytes())
+    for module in (SCRIPT, SCRIPT.with_name('sources.py')):
+        copy.with_name(module.name).write_bytes(module.read_bytes())
     for module in ('configurator.py', 'tokenizer.py'):
         (tmp_path / module).write_bytes((ROOT / module).read_bytes())
     (tmp_path / 'elsewhere').mkdir()
