@@ -242,7 +242,7 @@ if meta and meta['synthetic']:
 shape = raw_model.config
 say(f'model: {shape.n_layer} layers, {shape.n_head} heads, {shape.n_embd} wide, context {shape.block_size}, '
     f'{shape.vocab_size:,} ids, {raw_model.num_params():,} parameters, from {init_from}')
-say(f'loss: {criterion}' if isinstance(criterion, losses.Family) else f'loss: {loss}, of losses.OWN')
+say(f'loss: {loss}, ' + (str(criterion) if isinstance(criterion, losses.Family) else 'from losses.OWN'))
 say(f'run: {max_iters:,} iterations of {tokens_per_iter:,} tokens = '
     f'{max_iters * tokens_per_iter / len(train_data):.2f} epochs; into {out_dir}')
 say(f'machine: {device} ({why}), {dtype}, {torch.get_num_threads()} threads, ' + 'not ' * (not compiled) + 'compiled')
@@ -290,6 +290,7 @@ signal.signal(signal.SIGTERM, on_signal)
 # training loop
 t_start = t_log = time.time()
 first_iter = last_log = iter_num
+eval_seconds = []
 bar = tqdm(total=max_iters, initial=iter_num, unit='it', disable=None, leave=False, dynamic_ncols=True)
 end = ''
 x, y = train_batch(iter_num * gradient_accumulation_steps)
@@ -320,7 +321,8 @@ while True:
         if patience and progress['without_gain'] >= patience:
             say(f'stopping early: {patience} evaluations without improvement')
             break
-        t_log += time.time() - t_eval  # an iteration's time is without it, the time left with it
+        eval_seconds.append(time.time() - t_eval)
+        t_log += eval_seconds[-1]  # not in an iteration's time
     if iter_num >= max_iters:
         break
     if stop:
@@ -357,7 +359,9 @@ while True:
         now = time.time()
         seconds, n = now - t_log, iter_num - last_log
         rate = n * tokens_per_iter / seconds
-        left = (now - t_start) / (iter_num - first_iter) * (max_iters - iter_num)
+        left = (now - t_start - sum(eval_seconds)) / (iter_num - first_iter) * (max_iters - iter_num)
+        if eval_seconds:
+            left += sum(eval_seconds) / len(eval_seconds) * math.ceil((max_iters - iter_num) / eval_interval)
         say(f'iter {iter_num}: loss {mean:.4f}, time {1000 * seconds / n:.2f}ms, lr {lr:.2e}, {rate:,.0f} tok/s, '
             f'{tqdm.format_interval(left)} left')
         log(loss=mean, lr=lr, tokens=iter_num * tokens_per_iter, tokens_per_second=rate)
