@@ -326,7 +326,9 @@ while True:
     if iter_num >= max_iters:
         break
     if stop:
-        if progress['last_eval'] != iter_num:
+        if not all(p.isfinite().all() for p in raw_model.parameters()):
+            end = f'the weights are not finite at iteration {iter_num}'
+        elif progress['last_eval'] != iter_num:
             save_all()
         break
 
