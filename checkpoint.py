@@ -21,6 +21,10 @@ from model import GPT, GPTConfig
 from tokenizer import Tokenizer
 
 
+KEYS = {'model': dict, 'model_args': dict, 'activation': str, 'tokenizer': dict, 'loss': dict, 'iter_num': int,
+        'best_val_loss': float, 'config': dict, 'data': dict}
+
+
 def save(checkpoint, path):
     """Write aside, flush, rename: a kill at any instant leaves the old file or the new one."""
     aside = f'{path}.partial'
@@ -44,12 +48,16 @@ def load(path):
         raise FileNotFoundError(f'there is no checkpoint {path}')
     try:
         checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-        checkpoint['model'], checkpoint['model_args'], checkpoint['tokenizer'], checkpoint['loss']  # must be there
     except pickle.UnpicklingError:  # weights_only refused it
         raise ValueError(f'{path} is no checkpoint of this project: damaged, or more than plain data') from None
     except (RuntimeError, EOFError, KeyError, TypeError, ValueError, OSError) as e:
         reason = f'{type(e).__name__}: ' + str(e).split('\n')[0][:120]
         raise ValueError(f'{path} is no checkpoint of this project, or damaged ({reason})') from None
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f'{path} is no checkpoint of this project: it holds a {type(checkpoint).__name__}')
+    wrong = [key for key, kind in KEYS.items() if not isinstance(checkpoint.get(key), kind)]
+    if wrong:
+        raise ValueError(f"{path} is no checkpoint of this project: without a good {', '.join(wrong)}")
     return checkpoint
 
 
@@ -65,22 +73,27 @@ def describe(model, tokenizer, loss_name, loss):
 
 
 def restore(checkpoint, device='cpu', dropout=0.0):
-    """(model, tokenizer, loss) of a loaded checkpoint. Raises ValueError where they don't fit."""
+    """(model, tokenizer, loss) of a loaded checkpoint. Raises ValueError where its parts don't fit."""
     try:
-        model = GPT(GPTConfig(**{**checkpoint['model_args'], 'dropout': dropout}, activation=checkpoint['activation']))
+        args = checkpoint['model_args'] | {'dropout': dropout, 'activation': checkpoint['activation']}
+        model = GPT(GPTConfig(**args))
         load_weights(model, checkpoint['model'])
         tokenizer = Tokenizer.from_dict(checkpoint['tokenizer'])
+        if tokenizer.vocab_size != model.config.vocab_size:
+            raise ValueError(f'{tokenizer.vocab_size} tokens, a model of {model.config.vocab_size}')
         name, numbers = checkpoint['loss']['name'], checkpoint['loss']['numbers']
-        loss = losses.Family(*numbers) if numbers else losses.make_loss(name, tokenizer.vocab_size)
-    except (KeyError, TypeError, RuntimeError) as e:
-        raise ValueError(f'the checkpoint does not fit itself: {type(e).__name__}: {str(e)[:200]}') from None
+        loss = losses.Family(*map(float, numbers)) if numbers else losses.make_loss(name, tokenizer.vocab_size)
+    except (KeyError, TypeError, RuntimeError, ArithmeticError, AttributeError, ValueError) as e:
+        reason = f'{type(e).__name__}: ' + ' '.join(str(e).split())[:200]
+        raise ValueError(f'the parts of the checkpoint do not fit each other ({reason})') from None
     return model.to(device), tokenizer, loss
 
 
 def load_weights(model, weights):
     """Copy saved weights into the model; the vocabulary's padding stays zero."""
-    rows = model.lm_head.weight.size(0)
-    vocabulary = weights['transformer.wte.weight']
+    rows, vocabulary = model.lm_head.weight.size(0), weights['transformer.wte.weight']
+    if len(vocabulary) != model.config.vocab_size:
+        raise ValueError(f'embeddings of {len(vocabulary)} tokens, a model of {model.config.vocab_size}')
     padded = torch.nn.functional.pad(vocabulary, (0, 0, 0, rows - len(vocabulary)))
     model.load_state_dict({**weights, 'transformer.wte.weight': padded, 'lm_head.weight': padded})
 

@@ -90,6 +90,8 @@ class Block(nn.Module):
 class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
+        if config.n_embd % config.n_head:
+            raise ValueError(f'n_embd={config.n_embd} is not a multiple of n_head={config.n_head}')
         self.config = config
         rows = -(-config.vocab_size // 64) * 64  # whole tiles make the head's product faster on a GPU
         self.transformer = nn.ModuleDict(dict(

@@ -19,7 +19,8 @@ def small(**changes):
 def saved(path, model, name='squentropy', numbers=True):
     tokenizer = Tokenizer('byte')
     loss = losses.make_loss(name, 256)
-    checkpoint.save(checkpoint.describe(model, tokenizer, name, loss) | {'iter_num': 3}, path)
+    more = {'iter_num': 3, 'best_val_loss': 2.5, 'config': {}, 'data': {}}
+    checkpoint.save(checkpoint.describe(model, tokenizer, name, loss) | more, path)
     return path
 
 
@@ -77,10 +78,34 @@ def test_truncated_or_foreign(tmp_path):
     for name in 'bc':
         with pytest.raises(ValueError, match=f'{name}.pt is no checkpoint'):
             checkpoint.load(tmp_path / f'{name}.pt')
-    loaded = checkpoint.load(path)
-    loaded['model_args']['n_embd'] = 16
-    with pytest.raises(ValueError, match='does not fit'):
+
+
+@pytest.mark.parametrize('key,value', [
+    ('model_args', {'n_embd': 16}), ('model_args', {'n_head': 3}), ('model_args', {'n_head': 0}), ('model_args', {'x': 1}),
+    ('model_args', {'n_layer': 2}), ('model_args', {'vocab_size': 300}), ('loss', {'name': 'nosuch', 'numbers': None}),
+    ('loss', {'numbers': [1.0] * 7}), ('loss', {'numbers': ['a'] * 6}), ('tokenizer', {'kind': 'gpt2'}),
+    ('tokenizer', {'kind': 'words'}), ('model', {'transformer.wte.weight': torch.zeros(3, 8)}),
+    ('model', {'lm_head.weight': 5, 'transformer.wte.weight': 5}),
+])
+def test_parts_that_do_not_fit(tmp_path, key, value):
+    """A checkpoint whose parts contradict each other is one ValueError."""
+    loaded = checkpoint.load(saved(tmp_path / 'a.pt', small()))
+    loaded[key] = {**loaded[key], **value}
+    with pytest.raises(ValueError, match='do not fit each other') as e:
         checkpoint.restore(loaded)
+    assert '\n' not in str(e.value)
+
+
+def test_missing_keys_are_named(tmp_path):
+    """A checkpoint that lacks keys, or has them of another type, is refused with their names."""
+    loaded = checkpoint.load(saved(tmp_path / 'a.pt', small()))
+    del loaded['tokenizer'], loaded['iter_num']
+    torch.save(loaded | {'loss': 3}, tmp_path / 'b.pt')
+    with pytest.raises(ValueError, match='without a good tokenizer, loss, iter_num'):
+        checkpoint.load(tmp_path / 'b.pt')
+    torch.save([1], tmp_path / 'b.pt')
+    with pytest.raises(ValueError, match='holds a list'):
+        checkpoint.load(tmp_path / 'b.pt')
 
 
 def test_failed_save_leaves_the_old_one(tmp_path):
