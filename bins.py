@@ -15,6 +15,7 @@ def find(dataset):
 
     Raises FileNotFoundError, naming the command that would make it.
     """
+    dataset = dataset.rstrip('/')
     for folder in (ROOT / dataset, Path(dataset)):
         if (folder / 'train.bin').is_file():
             return folder

@@ -58,7 +58,7 @@ def load(path):
     wrong = [key for key, kind in KEYS.items() if not isinstance(checkpoint.get(key), kind)]
     if wrong:
         raise ValueError(f"{path} is no checkpoint of this project: without a good {', '.join(wrong)}")
-    return checkpoint
+    return checkpoint | {'path': str(path)}
 
 
 def describe(model, tokenizer, loss_name, loss):
@@ -85,7 +85,7 @@ def restore(checkpoint, device='cpu', dropout=0.0):
         loss = losses.Family(*map(float, numbers)) if numbers else losses.make_loss(name, tokenizer.vocab_size)
     except (KeyError, TypeError, RuntimeError, ArithmeticError, AttributeError, ValueError) as e:
         reason = f'{type(e).__name__}: ' + ' '.join(str(e).split())[:200]
-        raise ValueError(f'the parts of the checkpoint do not fit each other ({reason})') from None
+        raise ValueError(f"{checkpoint.get('path', 'the checkpoint')}: its parts do not fit each other ({reason})") from None
     return model.to(device), tokenizer, loss
 
 
@@ -103,13 +103,19 @@ IDENTITY = {'batch_size', 'gradient_accumulation_steps', 'seed', 'n_layer', 'n_h
             'activation', 'dropout', 'loss', 'squentropy_weight', 'squentropy_target', 'mse_true_weight', 'mse_target'}
 
 
-def differences(checkpoint, config, data):
+def differences(checkpoint, config, data, machine):
     """What a run that resumes the checkpoint would change: two lists of 'name old -> new', those that
-    are allowed, and those that would make it another run."""
+    are allowed, and those that would make it another run. Raises ValueError where it can't be resumed."""
+    missing = [key for key in ('optimizer', 'scaler', 'progress', 'machine') if key not in checkpoint]
+    if missing:
+        raise ValueError(f"{checkpoint['path']} can't be resumed, it has no {', '.join(missing)}; "
+                         f"begin a new run from its weights: --init_from={checkpoint['path']} --out_dir=...")
     old = checkpoint['config']
     differing = [name for name in old if name in config and config[name] != old[name]
                and name not in ('init_from', 'out_dir')]
     changed = [f'{name} {old[name]} -> {config[name]}' for name in differing if name not in IDENTITY]
+    changed += [f'{name} {was} -> {machine[name]} (so not the same bits)'
+                for name, was in checkpoint['machine'].items() if machine.get(name) != was]
     forbidden = [f'{name} {old[name]} -> {config[name]}' for name in differing if name in IDENTITY]
     if checkpoint['data'] != data:
         forbidden.append(f"data {checkpoint['data']['source']} -> {data['source']}, or another preparation of it")

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 # Share of softmax in the link reading of nats: the bare link gives some tokens probability 0.
 # Chosen on val.bin, once and for all losses (README, "The reading").
@@ -74,7 +75,7 @@ def make_loss(name, C, **constants):
     if name in OWN:
         return OWN[name]
     if name not in FAMILY:
-        raise ValueError(f"--loss={name} is not a loss; choose from {', '.join([*FAMILY, *OWN])}")
+        raise ValueError(f"there is no loss {name!r} in losses.py; choose from {', '.join([*FAMILY, *OWN])}")
     takes = FAMILY[name].__code__.co_varnames[1:FAMILY[name].__code__.co_argcount]
     return FAMILY[name](C, **{k: v for k, v in constants.items() if k in takes})
 
@@ -160,6 +161,7 @@ class _Chunked(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         grad_h, grad_W = ctx.saved_tensors
         return grad * grad_h, grad * grad_W, None, None, None

@@ -1,26 +1,43 @@
-"""Which device and which floating-point type to use, chosen by what the machine has."""
+"""Which device and floating-point type to use, and whether to compile: chosen by what the machine has."""
+import importlib.util
 from contextlib import nullcontext
 
 import torch
 
 
 def choose(device='auto', dtype='auto'):
-    """(device, dtype, autocast, reason): names, a context for the forward pass, why this device.
+    """(device, dtype, autocast, reason): names, a context for the forward pass, why this choice.
 
     Raises ValueError where the device that is asked for is not there.
     """
-    reason = 'asked for'
+    why_device = why_dtype = 'asked for'
     if device == 'auto':
-        device, reason = ('cuda', 'a CUDA GPU is there') if torch.cuda.is_available() else \
+        device, why_device = ('cuda', 'a CUDA GPU is there') if torch.cuda.is_available() else \
             ('mps', 'an Apple GPU is there') if torch.backends.mps.is_available() else ('cpu', 'no GPU is there')
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as e:
-        raise ValueError(f'--device={device} cannot be used here ({str(e).splitlines()[0]}); '
-                         '--device=auto takes what there is') from None
+        reason = str(e).split('. ')[0].splitlines()[0][:150]
+        raise ValueError(f'--device={device} cannot be used here ({reason}); --device=auto takes what there is') from None
     kind = device.split(':')[0]
     if dtype == 'auto':
-        dtype = 'float32' if kind != 'cuda' else 'bfloat16' if torch.cuda.is_bf16_supported() else 'float16'
+        if kind != 'cuda':
+            dtype, why_dtype = 'float32', 'half precision is for CUDA GPUs'
+        elif torch.cuda.is_bf16_supported(including_emulation=False):
+            dtype, why_dtype = 'bfloat16', 'the GPU has it'
+        else:
+            dtype, why_dtype = 'float16', 'the GPU has no bfloat16'
     # float32 stays float32: TF32 is not turned on, since the square terms would lose their digits in it
     autocast = nullcontext() if dtype == 'float32' else torch.autocast(kind, getattr(torch, dtype))
-    return device, dtype, autocast, reason
+    return device, dtype, autocast, f'{device} ({why_device}), {dtype} ({why_dtype})'
+
+
+def choose_compile(compile, device):
+    """(whether to torch.compile, why): compile is 'auto', 'True' or 'False'."""
+    if compile != 'auto':
+        return compile == 'True', 'asked for'
+    if device.split(':')[0] != 'cuda':
+        return False, 'it pays on CUDA GPUs'
+    if not importlib.util.find_spec('triton') or torch.cuda.get_device_capability(device)[0] < 7:
+        return False, 'that needs Triton and a GPU of compute capability 7'
+    return True, 'a CUDA GPU is there'

@@ -32,8 +32,8 @@ def install(requirements):
     stamp = VENV / f'installed-{requirements}'
     if stamp.exists() and stamp.read_text() == wanted:
         return
-    if not Path(PYTHON).exists():
-        run(sys.executable, '-m', 'venv', VENV)
+    if not Path(PYTHON).exists() or subprocess.run([PYTHON, '-m', 'pip', '--version'], capture_output=True).returncode:
+        run(sys.executable, '-m', 'venv', '--clear', VENV)  # Debian has it in the package python3-venv
     run(PYTHON, '-m', 'pip', 'install', '--disable-pip-version-check', '-r', requirements)
     stamp.write_text(wanted)
 

@@ -150,7 +150,7 @@ class GPT(nn.Module):
     def generate(self, idx, max_new_tokens, choose, use_cache=True):
         """Continue the B prompts idx (B, T), yielding the next ids (B,), one step at a time.
 
-        choose: logits (B, vocab_size) in float32 or wider -> ids (B,). When the window is full, the
+        choose: logits (B, vocab_size) in the weights' own dtype -> ids (B,). When the window is full, the
         newest half of it is kept: positions are learned, so sliding by one would recompute
         everything at every token. The cache changes the time, not the tokens.
         """
@@ -169,7 +169,7 @@ class GPT(nn.Module):
                 hidden = self(window, cache)
             else:
                 hidden = self(window[:, -1:], cache)
-            logits = self.logits(hidden[:, -1])
-            next_ids = choose(logits if logits.dtype == torch.float64 else logits.float())
+            with torch.autocast(idx.device.type, enabled=False):  # small differences of logits matter
+                next_ids = choose(self.logits(hidden[:, -1].to(weight.dtype)))
             yield next_ids
             window = torch.cat([window, next_ids[:, None]], dim=1)

@@ -24,7 +24,11 @@ configure(globals(), rules=[
 ])
 
 import os
+import signal
 import sys
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
+sys.stdout.reconfigure(errors='replace')  # a terminal that lacks a character does not end it
 
 import checkpoint
 import machine
@@ -37,7 +41,7 @@ try:
     device, dtype, autocast, _ = machine.choose(device, dtype)
     model, tokenizer, loss = checkpoint.restore(loaded, device)
     if start.startswith('FILE:'):
-        with open(start.removeprefix('FILE:'), encoding='utf-8') as f:
+        with open(start.removeprefix('FILE:'), encoding='utf-8', errors='replace') as f:
             start = f.read()
     tokenizer.encode(start)  # fails here, and not in mid-story, where GPT-2's encoding can't be had
 except (OSError, ValueError) as e:
@@ -66,15 +70,11 @@ def show(piece):
         print(piece, end='', flush=True)
 
 
-try:
-    print(start, end='', flush=True)
-    with autocast:
-        for i, piece in sampling.stories(model, tokenizer, loss, start, num_samples, max_new_tokens, seed,
-                                         temperature=temperature, top_k=top_k, top_p=top_p):
-            if i == turn:
-                show(piece)
-            else:
-                waiting[i].append(piece)
-except KeyboardInterrupt:
-    print()
-    sys.exit(130)
+print(start, end='', flush=True)
+with autocast:
+    for i, piece in sampling.stories(model, tokenizer, loss, start, num_samples, max_new_tokens, seed,
+                                     temperature=temperature, top_k=top_k, top_p=top_p):
+        if i == turn:
+            show(piece)
+        else:
+            waiting[i].append(piece)

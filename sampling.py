@@ -12,14 +12,16 @@ def chooser(loss, uniforms, temperature=1.0, top_k=0, top_p=1.0):
 
     Probabilities are the loss's link, then p^(1/temperature), then the top_k most likely (0: all),
     then the fewest that hold top_p of the mass. uniforms: (B, steps) in [0, 1), one for each draw.
-    temperature 0 is greedy: the largest logit.
+    temperature 0 is greedy: the most likely.
     """
     draws = iter(uniforms.unbind(1))
 
     def choose(logits):
-        if temperature == 0:
-            return logits.argmax(-1)
+        if temperature == 0 and isinstance(loss, losses.Family):
+            return logits.argmax(-1)  # the link keeps their order
         p = losses.link(loss, logits)
+        if temperature == 0:
+            return p.argmax(-1)
         p, ids = p.sort(dim=-1, descending=True, stable=True)
         p = (p / p[:, :1]) ** (1 / temperature)  # relative to the most likely, so that none overflows
         if top_k:

@@ -96,11 +96,14 @@ class Tokenizer:
                 plain = json.load(f)
                 if not folder:
                     return cls.from_dict(plain)
-                if plain['tokenizer'] != 'bpe':
-                    return cls(plain['tokenizer'])
+                tokenizer = cls.load(os.path.join(where, 'tokenizer.json')) if plain['tokenizer'] == 'bpe' \
+                    else cls(plain['tokenizer'])
+                if (plain['vocab_size'], plain['dtype']) != (tokenizer.vocab_size, tokenizer.dtype.name):
+                    raise ValueError(f"{plain['vocab_size']} ids as {plain['dtype']}, but the {tokenizer.kind} tokenizer "
+                                     f'has {tokenizer.vocab_size} as {tokenizer.dtype.name}; prepare the data again')
+                return tokenizer
             except (ValueError, KeyError, TypeError) as e:
                 raise ValueError(f'{path}: {e}') from None
-        return cls.load(os.path.join(where, 'tokenizer.json'))
 
     def _ids(self, text):
         if not text.isascii():  # the same replacement for all kinds; tiktoken has its own
@@ -125,7 +128,7 @@ class Tokenizer:
                 return tiktoken.get_encoding('gpt2')
             except (OSError, ValueError) as e:  # requests' errors are OSErrors; ValueError: a wrong hash
                 raise ConnectionError(f"GPT-2's encoding could not be fetched: {type(e).__name__}; "
-                                      'set TIKTOKEN_CACHE_DIR or use --tokenizer=bpe') from e
+                                      'set TIKTOKEN_CACHE_DIR, or prepare the data with --tokenizer=bpe') from e
         from tiktoken_ext.openai_public import r50k_pat_str  # GPT-2's split into words
         return tiktoken.Encoding('bpe', pat_str=r50k_pat_str, special_tokens={},
                                  mergeable_ranks={rank: i for i, rank in enumerate(self.ranks)})

@@ -16,7 +16,7 @@ eval_only = False           # evaluate once and stop; writes nothing
 log_interval = 10           # iterations between log lines
 sample_tokens = 60          # tokens of the model's own text shown at each evaluation; 0 = none
 wandb_log = False           # log to Weights & Biases too (WANDB_MODE=offline needs no account)
-wandb_project = 'tinystories'
+wandb_project = 'tinystories' # where W&B files the run
 wandb_run_name = ''         # '' = the name of out_dir
 # -----------------------------------------------------------------------------
 # data
@@ -62,7 +62,7 @@ compile = 'auto'            # auto | True | False: torch.compile, which takes a 
 # -----------------------------------------------------------------------------
 config = configure(globals(), rules=[
     'eval_interval >= 1', 'eval_iters >= 1', 'log_interval >= 1', 'sample_tokens >= 0',
-    'batch_size >= 1', 'gradient_accumulation_steps >= 1', 'block_size >= 1', 'seed >= 0',
+    'batch_size >= 1', 'gradient_accumulation_steps >= 1', 'block_size >= 1', '0 <= seed < 2**32',
     'n_layer >= 1', 'n_head >= 1', 'n_embd >= 1', 'n_embd % n_head == 0', '0 <= dropout < 1',
     "activation in ('gelu', 'gelu_tanh')",
     'squentropy_weight >= 0', 'mse_true_weight > 0', 'mse_target > 0',
@@ -79,6 +79,9 @@ import os
 import signal
 import sys
 import time
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # until training begins, Ctrl-C just ends it
+sys.stdout.reconfigure(errors='replace')  # a terminal that lacks a character does not end a run
 
 import torch
 from tqdm import tqdm
@@ -98,20 +101,26 @@ say = tqdm.write  # print, but above the progress bar
 # machine, data, tokenizer, loss
 try:
     device, dtype, autocast, why = machine.choose(device, dtype)
+    compiled, why_compiled = machine.choose_compile(compile, device)
     folder = bins.find(dataset)
     meta = bins.read_meta(folder)
     train_data = bins.open_bin(folder, 'train', meta, block_size)
     val_data = bins.open_bin(folder, 'val', meta, block_size)
     tokenizer = Tokenizer.load(folder) if meta else Tokenizer('gpt2')
     criterion = losses.make_loss(loss, tokenizer.vocab_size, **config)
+    if sample_tokens:
+        tokenizer.encode('')  # GPT-2's encoding may be out of reach: say so now
+except ConnectionError as e:
+    fail(f'{e}; --sample_tokens=0 trains without it')
 except (OSError, ValueError) as e:
     fail(e)
 device_type = device.split(':')[0]
-compiled = compile == 'True' or compile == 'auto' and device_type == 'cuda'
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
 data = {'source': meta['source'] if meta else 'bins without meta.json, taken as GPT-2 tokens',
         'tokens': {'train': len(train_data), 'val': len(val_data)},
         'sha256': {split: meta['splits'][split]['sha256'] for split in ('train', 'val')} if meta else {}}
+build = {'torch': str(torch.__version__), 'threads': torch.get_num_threads(), 'device': device_type, 'dtype': dtype,
+         'compiled': compiled}  # what the last bits of a run depend on
 val_starts = bins.val_windows(len(val_data), block_size, eval_iters * batch_size)
 reported_scale = losses.reported_scale(loss, tokenizer.vocab_size)
 tokens_per_iter = gradient_accumulation_steps * batch_size * block_size
@@ -126,10 +135,10 @@ else:
     path = f'{out_dir}/ckpt.pt' if resume else init_from
     try:
         start = checkpoint.load(path)
+        changed, forbidden = checkpoint.differences(start, config, data, build) if resume else ([], [])
         raw_model, its_tokenizer, _ = checkpoint.restore(start, dropout=dropout)
     except (OSError, ValueError) as e:
         fail(e)
-    changed, forbidden = checkpoint.differences(start, config, data) if resume else ([], [])
     if forbidden:
         fail(f"{path} can't be resumed as another run: {', '.join(forbidden)}; resume with the same config, or begin a "
              f'new run from its weights: --init_from={path} --out_dir=...')
@@ -140,6 +149,7 @@ else:
              f'--dataset={dataset} ({tokenizer.kind}, {tokenizer.vocab_size} ids); train on the data it was made with')
     if block_size > raw_model.config.block_size:
         fail(f'--block_size={block_size} is more than the {raw_model.config.block_size} of {path}; ask for no more')
+    config |= {name: getattr(raw_model.config, name) for name in ('n_layer', 'n_head', 'n_embd', 'bias', 'activation')}
 raw_model.to(device)
 model = torch.compile(raw_model) if compiled else raw_model
 
@@ -158,15 +168,20 @@ progress = {'last_eval': -1,      # iteration of the last evaluation
             'wandb_run_id': ''}
 if resume:
     iter_num, best_val_loss, progress = start['iter_num'], start['best_val_loss'], start['progress']
+    settings = [{key: group[key] for key in ('weight_decay', 'betas', 'fused')} for group in optimizer.param_groups]
     optimizer.load_state_dict(start['optimizer'])
-    scaler.load_state_dict(start['scaler'])
+    for group, own in zip(optimizer.param_groups, settings, strict=True):  # these may change
+        group.update(own)
+    if start['scaler']:
+        scaler.load_state_dict(start['scaler'])
 start = None  # free the memory
 
 
 def learning_rate_at(it):
     """Linear warm-up, then half a cosine down to min_lr."""
-    if it < warmup_iters:
-        return learning_rate * (it + 1) / (warmup_iters + 1)
+    step = it + 1
+    if step <= warmup_iters:
+        return learning_rate * step / (warmup_iters + 1)
     if not decay_lr:
         return learning_rate
     end = lr_decay_iters or max_iters
@@ -213,10 +228,13 @@ def show_sample():
 
 
 def save(name, **more):
-    checkpoint.save({**checkpoint.describe(raw_model, tokenizer, loss, criterion), 'iter_num': iter_num,
-                     'best_val_loss': best_val_loss, 'config': config, 'data': data, 'torch': str(torch.__version__),
-                     'progress': {**progress, 'seconds': progress['seconds'] + time.time() - t_start}, **more},
-                    f'{out_dir}/{name}')
+    try:
+        checkpoint.save({**checkpoint.describe(raw_model, tokenizer, loss, criterion), 'iter_num': iter_num,
+                         'best_val_loss': best_val_loss, 'config': config, 'data': data, 'machine': build,
+                         'progress': {**progress, 'seconds': progress['seconds'] + time.perf_counter() - t_start},
+                         **more}, f'{out_dir}/{name}')
+    except (OSError, RuntimeError) as e:  # a full disk, say: torch has its own error for it
+        fail(f'{out_dir}/{name} could not be saved ({str(e).splitlines()[0]}); what was saved before is as it was')
 
 
 def save_all():
@@ -224,7 +242,7 @@ def save_all():
 
 
 def log(**values):
-    metrics.write(json.dumps({'iter': iter_num, **values}) + '\n')
+    metrics.write(json.dumps({'iter': iter_num, **values}, allow_nan=False) + '\n')
     metrics.flush()
     if wandb_log:
         wandb.log({'iter': iter_num, **values})
@@ -238,19 +256,19 @@ def perplexity(nats):
 # say what will run
 say(f"data: {folder}, {len(train_data):,} training tokens, {data['source']}")
 if meta and meta['synthetic']:
-    say('      NOTE: made-up stories of a grammar, not TinyStories; figures on them say nothing about TinyStories')
+    say('      NOTE: synthetic stories of a grammar, not TinyStories; figures on them say nothing about TinyStories')
 shape = raw_model.config
 say(f'model: {shape.n_layer} layers, {shape.n_head} heads, {shape.n_embd} wide, context {shape.block_size}, '
     f'{shape.vocab_size:,} ids, {raw_model.num_params():,} parameters, from {init_from}')
 say(f'loss: {loss}, ' + (str(criterion) if isinstance(criterion, losses.Family) else 'from losses.OWN'))
 say(f'run: {max_iters:,} iterations of {tokens_per_iter:,} tokens = '
     f'{max_iters * tokens_per_iter / len(train_data):.2f} epochs; into {out_dir}')
-say(f'machine: {device} ({why}), {dtype}, {torch.get_num_threads()} threads, ' + 'not ' * (not compiled) + 'compiled')
+say(f"machine: {why}, {torch.get_num_threads()} threads, {'compiled' if compiled else 'not compiled'} ({why_compiled})")
 
 if eval_only:
     objective, nats = evaluate()
     say(f'iter {iter_num}: val loss {objective:.4f}, nats {nats:.4f} a token, perplexity {perplexity(nats):.3f}')
-    sys.exit()
+    sys.exit(None if math.isfinite(objective + nats) else 1)
 
 # the folder: an earlier run in it is moved aside, or continued
 try:
@@ -267,9 +285,9 @@ if wandb_log:
     import wandb
     try:
         run = wandb.init(project=wandb_project, name=wandb_run_name or os.path.basename(out_dir), dir=out_dir,
-                         id=progress['wandb_run_id'] or None, resume='allow', config=config)
+                         id=progress['wandb_run_id'] or None, resume='allow', config={**config, 'data': data})
     except Exception as e:  # no key, no network: several classes, some private
-        fail(f'W&B did not start ({str(e).splitlines()[0]}); WANDB_MODE=offline needs no account')
+        fail(f'W&B did not start ({(str(e) or repr(e)).splitlines()[0]}); WANDB_MODE=offline needs no account')
     progress['wandb_run_id'] = run.id
     run.define_metric('*', step_metric='iter')
 
@@ -288,7 +306,7 @@ signal.signal(signal.SIGTERM, on_signal)
 
 # -----------------------------------------------------------------------------
 # training loop
-t_start = t_log = time.time()
+t_start = t_log = time.perf_counter()
 first_iter = last_log = iter_num
 eval_seconds = []
 bar = tqdm(total=max_iters, initial=iter_num, unit='it', disable=None, leave=False, dynamic_ncols=True)
@@ -301,10 +319,10 @@ while True:
 
     # evaluate and save
     if (iter_num % eval_interval == 0 or iter_num >= max_iters) and iter_num != progress['last_eval']:
-        t_eval = time.time()
+        t_eval = time.perf_counter()
         objective, nats = evaluate()
-        if not math.isfinite(nats):
-            end = f'the validation loss is not finite at iteration {iter_num}'
+        if not math.isfinite(objective + nats):
+            end = f'the validation loss is {objective}, {nats} nats, at iteration {iter_num}'
             break
         better = nats < best_val_loss
         progress['without_gain'] = 0 if nats < best_val_loss - min_delta else progress['without_gain'] + 1
@@ -318,12 +336,12 @@ while True:
         if better:
             save('best.pt')
         save_all()
-        if patience and progress['without_gain'] >= patience:
-            say(f'stopping early: {patience} evaluations without improvement')
-            break
-        eval_seconds.append(time.time() - t_eval)
+        eval_seconds.append(time.perf_counter() - t_eval)
         t_log += eval_seconds[-1]  # not in an iteration's time
     if iter_num >= max_iters:
+        break
+    if patience and progress['without_gain'] >= patience:
+        say(f'stopping early: {patience} evaluations without improvement')
         break
     if stop:
         if not all(p.isfinite().all() for p in raw_model.parameters()):
@@ -358,8 +376,8 @@ while True:
         if not math.isfinite(mean):
             end = f'the loss is {mean} at iteration {iter_num}'
             break
-        now = time.time()
-        seconds, n = now - t_log, iter_num - last_log
+        now = time.perf_counter()
+        seconds, n = max(now - t_log, 1e-9), iter_num - last_log
         rate = n * tokens_per_iter / seconds
         left = (now - t_start - sum(eval_seconds)) / (iter_num - first_iter) * (max_iters - iter_num)
         if eval_seconds:
@@ -375,10 +393,12 @@ bar.close()
 if wandb_log:
     wandb.finish(exit_code=1 if end else 0)
 if end:
-    fail(f'{end}; the last good checkpoint is in {out_dir}; lower --learning_rate (it was {lr:.2e}) or --grad_clip')
+    kept = f'the last good checkpoint is in {out_dir}' if progress['last_eval'] >= 0 else 'no checkpoint was saved'
+    fail(f'{end}; {kept}; lower --learning_rate (it was {lr:.2e}) or --grad_clip')
 if stop and iter_num < max_iters:
     say(f'stopped and saved at iteration {iter_num}; to go on: the same command with --init_from=resume')
     sys.exit(128 + stop)
 say(f'done: best validation {best_val_loss:.4f} nats a token (perplexity {perplexity(best_val_loss):.3f}), '
-    f'{iter_num * tokens_per_iter:,} tokens, {tqdm.format_interval(progress["seconds"] + time.time() - t_start)}')
+    f'{iter_num * tokens_per_iter:,} tokens' + ' of synthetic stories' * bool(meta and meta['synthetic']) +
+    f', {tqdm.format_interval(progress["seconds"] + time.perf_counter() - t_start)}')
 say(f'read a story: python sample.py --out_dir={out_dir}')

@@ -66,11 +66,12 @@ def test_bins_without_meta_are_gpt2s(tmp_path):
         bins.open_bin(folder(tmp_path, [5, 50257]), 'train', None)
 
 
-META = dict(tokenizer='byte', vocab_size=256, dtype='uint8', synthetic=False, source='x', splits={})
+META = dict(tokenizer='byte', vocab_size=256, dtype='uint8', synthetic=False, source='x',
+            splits={split: {'sha256': '0'} for split in ('train', 'val')})
 
 
 @pytest.mark.parametrize('meta', ['', '[]', '{"tokenizer": "bpe"}', json.dumps(META | {'dtype': 'float64'}),
-                                  json.dumps(META | {'vocab_size': 'many'}), '{"tok'])
+                                  json.dumps(META | {'vocab_size': 'many'}), json.dumps(META | {'splits': {}}), '{"tok'])
 def test_damaged_meta(tmp_path, meta):
     """A damaged meta.json is one ValueError that names the file."""
     with pytest.raises(ValueError, match='meta.json is damaged.*prepare the data again'):

@@ -212,7 +212,7 @@ def test_bad_input_to_sample(train, tmp_path, flags, says):
 def test_help_answers_before_torch(tmp_path):
     """--help of both scripts lists settings with their comments and never imports torch."""
     (tmp_path / 'torch.py').write_text('raise SystemExit("torch was imported")')
-    for script, setting in (('train.py', '--learning_rate=0.002'), ('sample.py', '--top_k=200')):
+    for script, setting in (('train.py', '--learning_rate='), ('sample.py', '--top_k=')):
         status, out, _ = run(script, '--help', PYTHONPATH=str(tmp_path))
         assert status == 0 and setting in out and 'torch was' not in out
 
