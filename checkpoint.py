@@ -85,7 +85,8 @@ def restore(checkpoint, device='cpu', dropout=0.0):
         loss = losses.Family(*map(float, numbers)) if numbers else losses.make_loss(name, tokenizer.vocab_size)
     except (KeyError, TypeError, RuntimeError, ArithmeticError, AttributeError, ValueError) as e:
         reason = f'{type(e).__name__}: ' + ' '.join(str(e).split())[:200]
-        raise ValueError(f"{checkpoint.get('path', 'the checkpoint')}: its parts do not fit each other ({reason})") from None
+        path = checkpoint.get('path', 'the checkpoint')
+        raise ValueError(f'{path}: its parts do not fit each other ({reason})') from None
     return model.to(device), tokenizer, loss
 
 

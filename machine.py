@@ -18,7 +18,7 @@ def choose(device='auto', dtype='auto'):
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as e:
         reason = str(e).split('. ')[0].splitlines()[0][:150]
-        raise ValueError(f'--device={device} cannot be used here ({reason}); --device=auto takes what there is') from None
+        raise ValueError(f'--device={device} cannot be used ({reason}); --device=auto takes what there is') from None
     kind = device.split(':')[0]
     if dtype == 'auto':
         if kind != 'cuda':

@@ -99,8 +99,8 @@ class Tokenizer:
                 tokenizer = cls.load(os.path.join(where, 'tokenizer.json')) if plain['tokenizer'] == 'bpe' \
                     else cls(plain['tokenizer'])
                 if (plain['vocab_size'], plain['dtype']) != (tokenizer.vocab_size, tokenizer.dtype.name):
-                    raise ValueError(f"{plain['vocab_size']} ids as {plain['dtype']}, but the {tokenizer.kind} tokenizer "
-                                     f'has {tokenizer.vocab_size} as {tokenizer.dtype.name}; prepare the data again')
+                    raise ValueError(f"{plain['vocab_size']} ids as {plain['dtype']}, but its tokenizer has "
+                                     f'{tokenizer.vocab_size} as {tokenizer.dtype.name}; prepare the data again')
                 return tokenizer
             except (ValueError, KeyError, TypeError) as e:
                 raise ValueError(f'{path}: {e}') from None

@@ -12,6 +12,7 @@ SHARED = ROOT.parent / 'shared'
 if (SHARED / 'tiktoken').is_dir():
     os.environ.setdefault('TIKTOKEN_CACHE_DIR', str(SHARED / 'tiktoken'))
 os.environ.setdefault('HF_HUB_OFFLINE', '1')  # no test waits for a network
+torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 
 
 @pytest.fixture(autouse=True)

@@ -526,18 +526,6 @@ def test_help_of_a_bare_script(capsys):
         assert ('--a=1' in capsys.readouterr().out) == bool(settings)
 
 
-def test_help_is_quick(capsys):
-    """--help takes less than 0.1 s of its own for a script of some 1000 lines."""
-    write('train.py', SCRIPT + 'def f(x):\n    return [x, (x + 1) * 2]\n' * 500)
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        with pytest.raises(SystemExit):
-            run('--help')
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.1
-
-
 # -----------------------------------------------------------------------------
 # as a process
 

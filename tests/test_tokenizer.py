@@ -185,10 +185,14 @@ def test_dict_survives_json_and_torch(tokenizer):
 def test_save_and_load(tokenizer, tmp_path):
     """save -> load, by file, by prepared folder and, where it needs none, by name"""
     tokenizer.save(tmp_path / 'tokenizer.json')
-    (tmp_path / 'meta.json').write_text(json.dumps({'tokenizer': tokenizer.kind}))
+    meta = {'tokenizer': tokenizer.kind, 'vocab_size': tokenizer.vocab_size, 'dtype': tokenizer.dtype.name}
+    (tmp_path / 'meta.json').write_text(json.dumps(meta))
     places = [tmp_path / 'tokenizer.json', tmp_path, str(tmp_path)] + [tokenizer.kind] * (tokenizer.kind != 'bpe')
     for where in places:
         assert Tokenizer.load(where).to_dict() == tokenizer.to_dict()
+    (tmp_path / 'meta.json').write_text(json.dumps(meta | {'vocab_size': 77}))
+    with pytest.raises(ValueError, match='meta.json: 77 ids as .* prepare the data again'):
+        Tokenizer.load(tmp_path)
 
 
 @pytest.mark.parametrize('damage, message', [
@@ -232,5 +236,5 @@ def test_gpt2_without_network(tmp_path, monkeypatch):
     monkeypatch.setattr(socket, 'getaddrinfo', refuse)
     tokenizer = Tokenizer('gpt2')
     assert Tokenizer.from_dict(tokenizer.to_dict()).vocab_size == 50257
-    with pytest.raises(ConnectionError, match='TIKTOKEN_CACHE_DIR or use --tokenizer=bpe'):
+    with pytest.raises(ConnectionError, match='TIKTOKEN_CACHE_DIR, or prepare the data with --tokenizer=bpe'):
         tokenizer.encode('x')

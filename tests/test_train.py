@@ -42,7 +42,7 @@ def test_training_learns(train, tmp_path, tiny_data, loss):
     first, last = evaluations[0], evaluations[-1]
     assert last['val_nats'] < unigram - 0.1 and last['val_loss'] < first['val_loss']
     assert math.isclose(last['val_perplexity'], math.exp(last['val_nats']))
-    assert f"nats {last['val_nats']:.4f}" in out and 'python sample.py --out_dir=' in out and 'made-up' in out
+    assert f"nats {last['val_nats']:.4f}" in out and 'python sample.py --out_dir=' in out and 'synthetic stories' in out
 
 
 def test_resumed_run_is_the_uninterrupted_one(train, tmp_path):
@@ -229,3 +229,45 @@ def test_configs_differ_in_loss_and_learning_rate_only():
         assert settings[name].pop('loss') == name
         settings[name].pop('learning_rate')
     assert settings['cross_entropy'] == settings['mse'] == settings['squentropy']
+
+
+def test_iterations_are_adamws(train, tmp_path, tiny_data):
+    """Three iterations of two micro-batches end in the weights of a plain float64 loop with torch's AdamW."""
+    import torch.nn.functional as F
+
+    import bins
+    import rng
+    from model import GPT, GPTConfig
+    flags = ['--max_iters=3', '--gradient_accumulation_steps=2', '--grad_clip=0.5', '--weight_decay=0.3',
+             '--lr_decay_iters=4', '--min_lr=1e-3', '--warmup_iters=1']
+    assert train(*flags)[0] == 0
+    torch.manual_seed(rng.torch_seed(rng.INIT, 1337))
+    model = GPT(GPTConfig(block_size=32, vocab_size=256, n_layer=1, n_head=2, n_embd=16, bias=False)).double()
+    groups = [{'params': [p for p in model.parameters() if p.dim() == 2], 'weight_decay': 0.3},
+              {'params': [p for p in model.parameters() if p.dim() == 1], 'weight_decay': 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99))
+    tokens = bins.open_bin(tiny_data, 'train', bins.read_meta(tiny_data))
+    for it, lr in enumerate([5e-3, 1e-2, 1e-3 + 9e-3 * 0.75]):  # half way up; the top; a third of the cosine
+        starts = bins.train_windows(len(tokens), 32, 1337, 8 * it, 8)  # both micro-batches at once
+        x, y = map(torch.from_numpy, bins.read_windows(tokens, starts, 32))
+        F.cross_entropy(model.logits(model(x)).flatten(0, 1), y.flatten()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        for group in optimizer.param_groups:
+            group['lr'] = lr
+        optimizer.step()
+        optimizer.zero_grad()
+    saved = checkpoint.load(tmp_path / 'run/ckpt.pt')['model']
+    for name, p in model.state_dict().items():
+        torch.testing.assert_close(saved[name].double(), p, rtol=1e-3, atol=2e-5)
+
+
+def test_resume_takes_new_optimizer_settings(train, tmp_path):
+    """What a resumed run may change takes effect: the optimizer has the new weight decay and betas."""
+    assert train('--max_iters=2')[0] == 0
+    status, out, err = train('--max_iters=4', '--init_from=resume', '--weight_decay=0.7', '--beta2=0.5')
+    assert status == 0 and 'weight_decay 0.1 -> 0.7' in out, err
+    groups = checkpoint.load(tmp_path / 'run/ckpt.pt')['optimizer']['param_groups']
+    assert [(g['weight_decay'], g['betas'][1]) for g in groups] == [(0.7, 0.5), (0.0, 0.5)]
+    (tmp_path / 'run/ckpt.pt').write_bytes((tmp_path / 'run/best.pt').read_bytes())
+    status, _, err = train('--init_from=resume')
+    assert status == 1 and "can't be resumed, it has no optimizer" in err and err.count('\n') == 1

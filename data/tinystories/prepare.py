@@ -54,7 +54,7 @@ bpe_megabytes = 100  # training text that a bpe is learned from, at some 5 MB/s;
 # output
 out_dir = ''  # default: data/tinystories/<tokenizer>
 overwrite = False  # True replaces data of another source in out_dir
-workers = 0  # processes; 0 = one for each CPU
+workers = 0  # processes; 0 = one for each CPU, up to 8
 # -----------------------------------------------------------------------------
 if __name__ == '__main__':  # not in the worker processes, which import this file too
     configure(globals(), rules=[
@@ -161,6 +161,7 @@ def find_sources():
                 for path, cut in files], 'B'
     if source == 'synthetic':
         count = max_stories or 24000
+        synthetic_stories(count)  # now, with a progress bar of their own
         return [(source_name(), [('val', val_fraction), ('test', val_fraction + 0.02), ('train', 1)],
                  functools.partial(synthetic_stories, count), count)], ' stories'
     data = load_hub()
@@ -186,10 +187,11 @@ def check_paths(out):
     if not there or overwrite:
         return
     try:
-        old = json.loads((out / 'meta.json').read_text(encoding='utf-8'))['source']
+        meta = json.loads((out / 'meta.json').read_text(encoding='utf-8'))
+        old, synthetic = meta['source'], meta['synthetic']
     except (OSError, ValueError, KeyError, TypeError):
-        old = None
-    if old != source_name():
+        old = synthetic = None
+    if old != source_name() and not synthetic:  # the synthetic stories are made again in seconds
         what = f'data from {old}' if old else f'{", ".join(there)} of unknown origin'
         raise Mistake(f'{out} holds {what}: give another --out_dir, '
                       f'or --overwrite=True to replace it by {source_name()}')
@@ -203,22 +205,31 @@ def workspace(out):
         print(f'{folder}: from a run that still works or was killed; in the latter case delete it')
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     folder = None
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.mkdtemp(prefix='.partial-', dir=out)
-        yield Path(folder)
-    finally:
+
+    def clear():
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):  # not empty
-            for folder in made:
-                folder.rmdir()
+            for parent in made:
+                parent.rmdir()
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.mkdtemp(prefix='.partial-', dir=out)
+        yield Path(folder), clear
+    finally:
+        clear()
 
 
-def learn_bpe(cut, read):
-    """A bpe of the first bpe_megabytes of what the cut leaves for training."""
+def learn_bpe(cut, read, size, clear):
+    """A bpe of the first bpe_megabytes of what the cut leaves for training; size: about how many bytes there are."""
+    def leave(number, _):  # at once: the library goes on learning after an exception in texts
+        clear()
+        os.write(2, f'error: {stopped(number)}\n'.encode())
+        os._exit(128 + number)
+
     def texts():
         size = 0
         for story, _ in itertools.islice(clean(read(), collections.Counter()), max_stories or None):
@@ -228,11 +239,16 @@ def learn_bpe(cut, read):
                 bar.update(len(data))
                 size += len(data)
                 if size > bpe_megabytes * 1e6 > 0:
-                    return
+                    break
+        bar.set_description('learning a bpe: text read, now merging')
 
     print(f'learning a bpe of {vocab_size:,} ids ...', flush=True)
-    with progress('learning a bpe') as bar:
+    for number in SIGNALS:
+        signal.signal(number, leave)
+    with progress('learning a bpe', min(size, bpe_megabytes * 1e6 or size)) as bar:
         tok = train_bpe(texts(), vocab_size)
+    for number in SIGNALS:
+        signal.signal(number, stop)
     if tok.vocab_size < vocab_size:
         print(f'the stories gave {tok.vocab_size:,} ids, not {vocab_size:,}: too little text for more')
     return tok
@@ -240,10 +256,11 @@ def learn_bpe(cut, read):
 
 def prepare(out):
     began = time.time()
-    with workspace(out) as folder:
+    with workspace(out) as (folder, clear):
         sources, unit = find_sources()
         if tokenizer == 'bpe':
-            tok = learn_bpe(*sources[0][1:3])
+            _, cut, read, size = sources[0]
+            tok = learn_bpe(cut, read, size if unit == 'B' else 900 * size, clear)  # 900 bytes a story
             tok.save(folder / 'tokenizer.json')
         else:
             tok = Tokenizer(tokenizer)
@@ -267,7 +284,7 @@ def prepare(out):
         with contextlib.ExitStack() as stack:
             bins = {split: stack.enter_context(open(folder / f'{split}.bin', 'wb')) for split in splits}
             bar = stack.enter_context(progress('encoding', sum(size for *_, size in sources), unit))
-            for parts, done in stack.enter_context(contextlib.closing(encode_all(jobs(), tok, workers or cpus))):
+            for parts, done in stack.enter_context(contextlib.closing(encode_all(jobs(), tok, workers or min(cpus, 8)))):
                 for split, (stories, size, data) in parts.items():
                     bins[split].write(data)
                     s = splits[split]
@@ -308,6 +325,8 @@ def prepare(out):
     for split, s in splits.items():
         print(f'{split:>5}: {s["stories"]:>9,} stories {s["tokens"]:>13,} tokens '
               f'{s["bytes"] / s["tokens"]:.2f} bytes a token')
+    if meta['synthetic']:
+        print('NOTE: synthetic stories of a grammar, not TinyStories')
     seconds = time.time() - began
     print(f'{seconds:.1f} s, {tokens / (time.time() - started):,.0f} tokens/s; now in {out}')
     data = HERE.parent
@@ -319,6 +338,10 @@ def stop(number, _):
     raise KeyboardInterrupt(number)
 
 
+def stopped(number):
+    return f'stopped by {signal.Signals(number).name}; nothing was written'
+
+
 def main():
     for number in SIGNALS:
         signal.signal(number, stop)
@@ -327,7 +350,7 @@ def main():
         check_paths(out)
         prepare(out)
     except KeyboardInterrupt as e:
-        fail(f'stopped by {signal.Signals(e.args[0]).name}; nothing was written', status=128 + e.args[0])
+        fail(stopped(e.args[0]), status=128 + e.args[0])
     except ModuleNotFoundError as e:
         fail(f'{e.name} is needed for this: pip install {e.name}')
     except BrokenProcessPool:

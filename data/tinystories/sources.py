@@ -120,8 +120,10 @@ def read_rows(data):
 @functools.cache  # slow to make, small to keep, and a bpe reads them twice
 def synthetic_stories(count):
     from synthetic import stories
+    from tqdm import tqdm
     print(f'making {count:,} synthetic stories ...', flush=True)
-    return [(story, n) for n, story in enumerate(stories(count=count), 1)]
+    made = tqdm(stories(count=count), 'making stories', count, disable=None, leave=False)
+    return [(story, n) for n, story in enumerate(made, 1)]
 
 
 def load_hub():
