@@ -216,11 +216,36 @@ def link(loss, logits):
         return loss.link(logits) if hasattr(loss, 'link') else softmax
     if not any(loss[1:5]):
         return softmax
-    above = loss.c * softmax + 2 * loss.a2 * logits + loss.a1
-    below = loss.c - loss.b1 - 2 * loss.b2 * logits
+    above, below = ratio(loss, logits, softmax)
     p = torch.where(above <= 0, 0.0, torch.where(below <= above, 1.0, above / below))
     total = p.sum(-1, keepdim=True)
     return torch.where(total > 0, p / total, softmax)
+
+
+def ratio(loss, logits, softmax):
+    """Numerator and denominator of the link as it is derived, before any completion, each (n, C)."""
+    return loss.c * softmax + 2 * loss.a2 * logits + loss.a1, loss.c - loss.b1 - 2 * loss.b2 * logits
+
+
+def log_link(loss, logits):
+    """log link(loss, logits), (n, C); -inf where the link is 0."""
+    return F.log_softmax(logits, dim=-1) if _is_softmax(loss) else link(loss, logits).log()
+
+
+def log_reading(loss, logits, mix=MIX, temperature=None):
+    """log p (n, C) of the reading p = (1 - mix) link^(1/temperature) / Z + mix softmax.
+
+    mix = 1 is the softmax reading, MIX with no temperature the link reading, and the two fitted
+    numbers the fitted one. mix and temperature are numbers, or tensors (n, 1).
+    """
+    log_softmax = F.log_softmax(logits, dim=-1)
+    if temperature is None and (_is_softmax(loss) or isinstance(mix, float) and mix == 1):
+        return log_softmax
+    log_p = log_link(loss, logits)
+    if temperature is not None:
+        log_p = F.log_softmax(log_p / temperature, dim=-1)
+    mix = torch.as_tensor(mix, dtype=log_p.dtype, device=log_p.device)
+    return torch.logaddexp(log_p + torch.log1p(-mix), log_softmax + mix.log())
 
 
 def nats(loss, logits, targets, mix=MIX):
@@ -240,6 +265,14 @@ def _is_softmax(loss):
     return not any(loss[1:5]) if isinstance(loss, Family) else not hasattr(loss, 'link')
 
 
+def objectives(loss, hidden, weight, logits, targets, C):
+    """What was trained, of each token (n,), from the logits that are at hand and the hidden states
+    that they were made of."""
+    if not isinstance(loss, Family):
+        return loss(logits, targets)
+    return quadratic(loss, hidden, weight, targets, C) + loss.c * F.cross_entropy(logits, targets, reduction='none')
+
+
 @torch.no_grad()
 def score(loss, hidden, weight, targets, C):
     """(objective, nats) of each token, both (N,) float32: what was trained, and -log p through the
@@ -251,9 +284,6 @@ def score(loss, hidden, weight, targets, C):
         rows = chunk_rows(C, hidden.device)
         for h, y in zip(hidden.split(rows), targets.split(rows), strict=True):
             logits = F.linear(h, W)
-            if isinstance(loss, Family):
-                objective.append(quadratic(loss, h, W, y, C) + loss.c * F.cross_entropy(logits, y, reduction='none'))
-            else:
-                objective.append(loss(logits, y))
+            objective.append(objectives(loss, h, W, logits, y, C))
             surprise.append(nats(loss, logits, y))
     return torch.cat(objective), torch.cat(surprise)
