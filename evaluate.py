@@ -256,11 +256,56 @@ def say_compared(c):
           'this text,\nnot about two losses: another seed of training would give two others.')
 
 
+def draw(folder):
+    """reliability.png: share correct against confidence, in 15 groups of equal mass, of each reading; positions.png:
+    nats against the place of the token in its story (or block), in groups that widen."""
+    import matplotlib
+    matplotlib.use('agg')  # files only, so no screen is needed
+    import matplotlib.pyplot as plt
+    os.makedirs(folder, exist_ok=True)
+    figure, axes = plt.subplots(1, len(runs), figsize=(5 * len(runs), 5), squeeze=False, layout='constrained')
+    for ax, run in zip(axes[0], runs, strict=True):
+        scored = run.data[split].unit >= 0
+        ax.plot([0, 1], [0, 1], color='0.7', linewidth=1)
+        for name, marker in zip(scoring.READINGS, 'osD', strict=True):
+            f = run.figures[name]
+            _, confidence, accuracy = metrics.calibration(f['confidence'][scored], f['top1'][scored], mass=True)
+            ax.plot(confidence, accuracy, marker=marker, markersize=4, linewidth=1.2,
+                    label=f"{name}, ECE {run.result['readings'][name]['ece_mass']:.3f}")
+        ax.set(xlabel='confidence of the top-1 prediction', ylabel='share correct', xlim=(0, 1), ylim=(0, 1),
+               title=f'{run.loss_name}, {split}.bin', aspect='equal')
+        ax.legend(loc='upper left')
+    figure.savefig(f'{folder}/reliability.png', dpi=150)
+
+    figure, ax = plt.subplots(figsize=(7, 4.5), layout='constrained')
+    for run, line in zip(runs, ('-', '--'), strict=False):
+        here = run.data[split]
+        scored = here.unit >= 0
+        place = (np.arange(len(here.tokens)) - here.bounds[here.unit])[scored] + 1
+        edges = np.unique(np.geomspace(1, place.max() + 1, 40).astype(int))
+        group = np.searchsorted(edges, place, side='right') - 1
+        counts = np.bincount(group)
+        for name, colour in zip(scoring.READINGS, ('C0', 'C1', 'C2'), strict=True):
+            nats = np.bincount(group, run.figures[name]['nats'][scored])
+            ax.plot((np.bincount(group, place) / counts)[counts > 0], (nats / counts.clip(1))[counts > 0], line,
+                    color=colour, linewidth=1.2, label=f'{run.loss_name}, {name}' if compare else name)
+        ax.axvline(run.block_size, color='0.8', linewidth=1, zorder=0)
+    ax.set(xscale='log', xlabel=f'place of the token in its {UNIT} (grey: block_size)', ylabel='nats a token',
+           title=f'{split}.bin' if compare else f'{runs[0].loss_name}, {split}.bin')
+    ax.legend()
+    figure.savefig(f'{folder}/positions.png', dpi=150)
+
+
 for run in runs:
     trained_with = run.loaded.get('data', {}).get('sha256', {}).get('val')
     if run.meta and trained_with and trained_with != run.meta['splits']['val']['sha256']:
         print(f"note: {run.folder} is another preparation than the one {run.path} was trained with, "
               'so it may hold stories of its training', file=sys.stderr)
+if plots:
+    try:
+        draw(plots)
+    except (OSError, ImportError) as e:
+        fail(f'--plots={plots}: {e}')
 if json:
     print(dumps(result, indent=1))
 else:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 # Share of softmax in the link reading of nats: the bare link gives some tokens probability 0.
 # Chosen on val.bin, once and for all losses (README, "The reading").
 MIX = 0.1
+LOG_0 = -40.0  # stands for log 0 where the link is tempered: infinities and denormals take a CPU twenty times as long
 
 
 class Family(NamedTuple):
@@ -217,9 +218,10 @@ def link(loss, logits):
     if not any(loss[1:5]):
         return softmax
     above, below = ratio(loss, logits, softmax)
-    p = torch.where(above <= 0, 0.0, torch.where(below <= above, 1.0, above / below))
+    p = above.clamp(min=0) / torch.maximum(above, below).clamp_(min=1e-30)
     total = p.sum(-1, keepdim=True)
-    return torch.where(total > 0, p / total, softmax)
+    p /= total
+    return p if total.all() else torch.where(total > 0, p, softmax)
 
 
 def ratio(loss, logits, softmax):
@@ -228,24 +230,38 @@ def ratio(loss, logits, softmax):
 
 
 def log_link(loss, logits):
-    """log link(loss, logits), (n, C); -inf where the link is 0."""
-    return F.log_softmax(logits, dim=-1) if _is_softmax(loss) else link(loss, logits).log()
+    """log link(loss, logits), (n, C), with LOG_0 where the link is 0."""
+    return F.log_softmax(logits, dim=-1) if _is_softmax(loss) else link(loss, logits).clamp_(min=math.exp(LOG_0)).log_()
 
 
-def log_reading(loss, logits, mix=MIX, temperature=None):
-    """log p (n, C) of the reading p = (1 - mix) link^(1/temperature) / Z + mix softmax.
+def tempered(log_link, temperature):
+    """log (link^(1/temperature) / Z), (n, C); temperature (n, 1)."""
+    return F.log_softmax(log_link / temperature, dim=-1)
 
-    mix = 1 is the softmax reading, MIX with no temperature the link reading, and the two fitted
-    numbers the fitted one. mix and temperature are numbers, or tensors (n, 1).
+
+def read(loss, logits, targets, mix, temperature=None):
+    """A reading: (p (n, C), -log p of the targets (n,)) of
+
+        p = (1 - mix) link^(1/temperature) / Z + mix softmax
+
+    mix = 1 is the softmax reading, MIX without temperature the link reading, and two fitted numbers
+    the fitted one. mix and temperature are numbers, or tensors (n, 1).
     """
-    log_softmax = F.log_softmax(logits, dim=-1)
+    softmax = F.softmax(logits, dim=-1)
     if temperature is None and (_is_softmax(loss) or isinstance(mix, float) and mix == 1):
-        return log_softmax
-    log_p = log_link(loss, logits)
-    if temperature is not None:
-        log_p = F.log_softmax(log_p / temperature, dim=-1)
-    mix = torch.as_tensor(mix, dtype=log_p.dtype, device=log_p.device)
-    return torch.logaddexp(log_p + torch.log1p(-mix), log_softmax + mix.log())
+        return softmax, F.cross_entropy(logits, targets, reduction='none')
+    at = targets[:, None]
+    if temperature is None:
+        q = link(loss, logits)
+        log_q = q.gather(1, at).log()
+    else:
+        q = tempered(log_link(loss, logits), temperature)
+        log_q = q.gather(1, at)
+        q = q.exp_()
+    mix = torch.as_tensor(mix, dtype=q.dtype, device=q.device)
+    log_softmax = -F.cross_entropy(logits, targets, reduction='none')[:, None]
+    nats = -torch.logaddexp(log_q + torch.log1p(-mix), log_softmax + mix.log())
+    return q.mul_(1 - mix).add_(softmax.mul_(mix)), nats.squeeze(1)
 
 
 def nats(loss, logits, targets, mix=MIX):

@@ -84,15 +84,13 @@ def measure(loss, states, n_tokens, mix, temperature):
             figures['link_sum'][at], figures['link_negative'][at] = raw.sum(-1).cpu(), raw.clamp_(max=0).sum(-1).cpu()
         fitted = [torch.from_numpy(x[at]).to(logits)[:, None] for x in (mix, temperature)]
         for name, how in zip(READINGS, [(1.0,), (losses.MIX,), fitted], strict=True):
-            log_p = losses.log_reading(loss, logits, *how)
-            of_target = log_p.gather(1, y[:, None])
+            p, nats = losses.read(loss, logits, y, *how)
             # every reading of the family keeps the logits' order, also where its own digits run out
-            order, of_order = (logits, logits.gather(1, y[:, None])) if family else (log_p, of_target)
-            figures[name]['rank'][at] = (order >= of_order).sum(-1).cpu() - 1  # level counts against it
-            figures[name]['nats'][at] = -of_target[:, 0].cpu()
-            p = log_p.exp_()
+            order = logits if family else p
+            figures[name]['rank'][at] = (order >= order.gather(1, y[:, None])).sum(-1).cpu() - 1  # level counts against it
+            figures[name]['nats'][at] = nats.cpu()
             figures[name]['confidence'][at] = p.max(-1).values.cpu()
-            figures[name]['brier'][at] = ((p * p).sum(-1) - 2 * of_target[:, 0].exp() + 1).cpu()
+            figures[name]['brier'][at] = ((p * p).sum(-1) - 2 * p.gather(1, y[:, None])[:, 0] + 1).cpu()
     return figures
 
 
@@ -114,17 +112,16 @@ def fit(loss, states, fold, max_passes=15):
                 logits = F.linear(h, states.weight)
                 log_softmax = -F.cross_entropy(logits, y, reduction='none')
                 ell = losses.log_link(loss, logits)
-                of_target = ell.gather(1, y[:, None])
-                here = torch.from_numpy(u[fold[at]]).to(logits)[:, None]
-                scaled = ell * here
-                log_Z = scaled.logsumexp(-1)
-                q = (scaled - log_Z[:, None]).exp_()
-                ell = torch.where(q > 0, ell, 0.0)
+                of_target = ell.gather(1, y[:, None])[:, 0].clone()
+                here = torch.from_numpy(u[fold[at]]).to(logits)
+                log_q = losses.tempered(ell, 1 / here[:, None])
+                log_q_y = log_q.gather(1, y[:, None])[:, 0]
+                q = log_q.exp_()
                 mean = (q * ell).sum(-1)
-                variance = (q * (ell - mean[:, None]) ** 2).sum(-1)
-                parts.append(torch.stack([torch.from_numpy(fold[at]).to(logits), log_softmax, of_target[:, 0] * here[:, 0] - log_Z,
-                                          of_target[:, 0] - mean, -variance]).cpu().double())
-        tokens = torch.cat(parts, 1)
+                variance = (q * ell.sub_(mean[:, None]).square_()).sum(-1)
+                parts.append(torch.stack([torch.from_numpy(fold[at]).to(logits), log_softmax, log_q_y,
+                                          of_target - mean, -variance]).cpu().double())
+        tokens = torch.cat(parts, 1).numpy()
         gains = [_step(tokens[1:, tokens[0] == k], u, mix, k) for k in range(folds)]
         if max(gains) < 1e-7:
             break
@@ -132,35 +129,37 @@ def fit(loss, states, fold, max_passes=15):
 
 
 def _step(tokens, u, mix, k):
-    """Move u[k] and mix[k] to the optimum of the parabolas of tokens (4, n); the nats gained by it."""
+    """Move u[k] and mix[k] to the optimum of the parabolas of tokens (4, n); the nats gained by it.
+
+    Newton's method in (u, logit of mix), every step downhill.
+    """
     log_softmax, log_q, slope, curvature = tokens
-    zero = torch.isneginf(log_q)  # the link gives these nothing at any T
-    slope, curvature = torch.where(zero, 0.0, slope), torch.where(zero, 0.0, curvature)
-    start = torch.tensor([0.0, np.log(mix[k] / (1 - mix[k]))])
-    x = start.double().clone().requires_grad_()
 
-    def move():
-        return u[k] * torch.exp(0.5 * torch.tanh(x[0])) - u[k]  # no more than a factor of 1.65 at once
+    def at(x):  # mean nats, and the parts of their derivatives
+        step = x[0] - u[k]
+        log_a = log_q + step * (slope + 0.5 * curvature * step) - np.logaddexp(0, x[1])
+        log_p = np.logaddexp(log_a, log_softmax - np.logaddexp(0, -x[1]))
+        return -log_p.mean(), np.exp(log_a - log_p), slope + curvature * step
 
-    def mean_nats():
-        step = move()
-        reading = log_q + slope * step + 0.5 * curvature * step * step
-        return -torch.logaddexp(reading + F.logsigmoid(-x[1]), log_softmax + F.logsigmoid(x[1])).mean()
-
-    optimizer = torch.optim.LBFGS([x], max_iter=100, tolerance_grad=1e-9, tolerance_change=1e-12,
-                                  line_search_fn='strong_wolfe')
-
-    def closure():
-        optimizer.zero_grad()
-        value = mean_nats()
-        value.backward()
-        return value
-
-    before = mean_nats().item()
-    optimizer.step(closure)
-    with torch.no_grad():
-        gain = before - mean_nats().item()
-        if gain > 0:
-            u[k] += move().item()
-            mix[k] = min(max(torch.sigmoid(x[1]).item(), 1e-6), 1 - 1e-6)
-    return gain
+    x = np.array([u[k], np.log(mix[k] / (1 - mix[k]))])
+    value, share, rise = at(x)  # share: of the link in p
+    start = value
+    for _ in range(50):
+        m = 1 / (1 + np.exp(-x[1]))
+        gradient = -np.array([(share * rise).mean(), (1 - m - share).mean()])
+        both = share * (1 - share)
+        cross = (both * rise).mean()
+        hessian = -np.array([[(share * curvature + both * rise * rise).mean(), -cross],
+                             [-cross, both.mean() - m * (1 - m)]])
+        sizes, axes = np.linalg.eigh(hessian)
+        move = -axes @ (axes.T @ gradient / np.maximum(abs(sizes), 1e-9))
+        move *= min(1, 2 / max(abs(move[1]), 1e-9))
+        move[0] = np.clip(x[0] + move[0], u[k] / 1.6, u[k] * 1.6) - x[0]  # the parabolas hold near u only
+        move[1] = np.clip(x[1] + move[1], -14, 14) - x[1]
+        while abs(move).max() > 1e-9 and (trial := at(x + move))[0] >= value:
+            move /= 2
+        if abs(move).max() <= 1e-9:
+            break
+        x, (value, share, rise) = x + move, trial
+    u[k], mix[k] = x[0], 1 / (1 + np.exp(-x[1]))
+    return start - value
