@@ -205,9 +205,15 @@ def link(loss, logits):
 
         p_j = (c softmax(f)_j + 2 a2 f_j + a1) / (c - b1 - 2 b2 f_j)
 
-    which is softmax for cross-entropy. Off the optimum the ratio need not be a probability; it is
-    completed so that the order of the logits is kept (numerator <= 0 gives 0; else denominator <=
-    numerator gives 1), then normalised. Where nothing is left, softmax stands in.
+    which is softmax for cross-entropy. (Losses whose minimiser gives back p are proper composite:
+    Reid & Williamson, JMLR 11, 2010; for squentropy the formula is ours.) Minimisers are unique, but
+    for cross-entropy's shift, where a2 and a2 + b2 are not negative and c, a2 or both positive.
+
+    Off the optimum the ratio r need not be a distribution: it is completed by the one that is
+    nearest to it, p = max(r - tau, 0) with sum 1. The truth is a distribution too, so that this only
+    moves r towards it; for plain MSE it makes the reading sparsemax (Martins & Astudillo, arXiv
+    1602.02068). A negative numerator is the least there is, a denominator below the numerator means
+    1, so the order of the logits is kept. What lost against it: README, "The completion".
     Logits must be float32 or float64: the numerator is a small difference.
     """
     if logits.dtype not in (torch.float32, torch.float64):
@@ -218,10 +224,31 @@ def link(loss, logits):
     if not any(loss[1:5]):
         return softmax
     above, below = ratio(loss, logits, softmax)
-    p = above.clamp(min=0) / torch.maximum(above, below).clamp_(min=1e-30)
-    total = p.sum(-1, keepdim=True)
-    p /= total
-    return p if total.all() else torch.where(total > 0, p, softmax)
+    return project((above / torch.maximum(above, below).clamp_(min=1e-30)).clamp_(-1, 1))
+
+
+def project(r):
+    """The distribution nearest to r in squares: max(r - tau, 0) with sum 1, (n, C) -> (n, C).
+
+    Newton's method for tau, from below: the mass that is too much is taken off evenly from those
+    that still have some (Michelot 1986). It ends after finitely many steps, mostly five to ten.
+    """
+    rows = max(1, 2**17 // r.size(-1)) if r.device.type == 'cpu' else len(r)  # few stay in the cache: half the time
+    return torch.cat([_project(part) for part in r.split(rows)])
+
+
+def _project(r):
+    largest = r.amax(-1, keepdim=True)
+    below = torch.nextafter(largest, largest - 1)  # some mass is left there, whatever is rounded
+    tau = torch.maximum(largest - 1, (r.sum(-1, keepdim=True) - 1) / r.size(-1)).minimum(below)
+    close = 1e-6 if r.dtype == torch.float32 else 1e-13
+    while True:
+        p = (r - tau).clamp_(min=0)
+        mass = p.sum(-1, keepdim=True)
+        higher = (tau + (mass - 1) / p.sign().sum(-1, keepdim=True)).minimum(below)
+        if not ((mass > 1 + close) & (higher > tau)).any():  # a NaN ends it too
+            return p.div_(mass)
+        tau = torch.maximum(tau, higher)
 
 
 def ratio(loss, logits, softmax):
