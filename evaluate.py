@@ -252,8 +252,8 @@ def say_compared(c):
                 low, high = reading[key]['interval']
                 print(f"{title:16}{name:8}{reading[key]['difference']:+10.4f}  [{low:+.4f}, {high:+.4f}]  "
                       f"p = {reading[key]['p']:.4f}")
-    print(f'p: sign flips of whole {UNITS}, (b + 1) / (B + 1), B = {bootstrap:,}. This is about these two checkpoints on '
-          'this text,\nnot about two losses: another seed of training would give two others.')
+    print(f'p: sign flips of whole {UNITS}, (b + 1) / (B + 1), B = {bootstrap:,}. This is about these two checkpoints '
+          'on this text,\nnot about two losses: another seed of training would give two others.')
 
 
 def draw(folder):

@@ -13,13 +13,13 @@ CHUNK = 2**22  # random numbers held at a time
 def calibration(confidence, correct, bins=15, mass=False):
     """Groups of predictions by confidence: (counts, mean confidence, share correct), empty groups left out.
 
-    confidence, correct: (N,). Groups are the intervals (i/bins, (i+1)/bins], or with mass=True as
-    many predictions each, in the order of their confidence.
+    confidence, correct: (N,). Groups are the intervals (i/bins, (i+1)/bins], or with mass=True those
+    between the quantiles, as many predictions each; level ones, to six digits, stay together.
     """
     confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
     if mass:
-        group = np.empty(len(confidence), np.int64)
-        group[np.argsort(confidence, kind='stable')] = np.arange(len(confidence)) * bins // len(confidence)
+        level = confidence.round(6)  # otherwise the last digit would choose which of them go together
+        group = np.searchsorted(np.quantile(level, np.arange(1, bins) / bins), level)
     else:
         group = np.searchsorted(np.arange(1, bins) / bins, confidence)
     counts = np.bincount(group, minlength=bins)

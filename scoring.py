@@ -87,7 +87,8 @@ def measure(loss, states, n_tokens, mix, temperature):
             p, nats = losses.read(loss, logits, y, *how)
             # every reading of the family keeps the logits' order, also where its own digits run out
             order = logits if family else p
-            figures[name]['rank'][at] = (order >= order.gather(1, y[:, None])).sum(-1).cpu() - 1  # level counts against it
+            level_or_above = (order >= order.gather(1, y[:, None])).sum(-1)  # itself among them
+            figures[name]['rank'][at] = (level_or_above - 1).cpu()
             figures[name]['nats'][at] = nats.cpu()
             figures[name]['confidence'][at] = p.max(-1).values.cpu()
             figures[name]['brier'][at] = ((p * p).sum(-1) - 2 * p.gather(1, y[:, None])[:, 0] + 1).cpu()
