@@ -224,7 +224,7 @@ def link(loss, logits):
     if not any(loss[1:5]):
         return softmax
     above, below = ratio(loss, logits, softmax)
-    return project((above / torch.maximum(above, below).clamp_(min=1e-30)).clamp_(-1, 1))
+    return project((above / below.clamp_(min=1e-30)).clamp_(-1, 1))
 
 
 def project(r):
