@@ -99,3 +99,37 @@ def read_windows(tokens, starts, block_size):
     """Inputs and targets of the windows at `starts`: two int64 arrays (len(starts), block_size)."""
     windows = np.stack([tokens[s:s + block_size + 1] for s in starts]).astype(np.int64)
     return windows[:, :-1], windows[:, 1:]
+
+
+def stories(tokens, eot):
+    """Bounds (S + 1,) of the stories: story i is tokens[bounds[i]:bounds[i + 1]], its end-of-text id the last."""
+    bounds = [np.zeros(1, np.int64), np.flatnonzero(tokens == eot) + 1]
+    if len(bounds[1]) == 0 or bounds[1][-1] < len(tokens):
+        bounds.append(np.array([len(tokens)]))  # the last one was cut off
+    return np.concatenate(bounds)
+
+
+def story_windows(bounds, block_size, stride):
+    """Windows that score every token of every story once: (W, 3) of start, length, scored.
+
+    The targets of a window are tokens[start:start + length], of which the last `scored` count; its
+    inputs are the tokens one before them, so a story's first window begins with end-of-text. A
+    longer story than block_size slides on by stride, 1 <= stride <= block_size: what counts has at
+    least block_size - stride tokens of context.
+    """
+    windows = []
+    for begin, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        start = done = begin
+        while done < end:
+            stop = min(start + block_size, end)
+            windows.append((start, stop - start, stop - done))
+            done, start = stop, start + stride
+    return np.array(windows)
+
+
+def block_windows(n_tokens, block_size):
+    """The same for blocks that follow each other, whatever story they cut, as val_windows has them;
+    the last may be shorter, and the very first token, which nothing comes before, is not scored."""
+    starts = np.arange(1, n_tokens, block_size)
+    lengths = np.minimum(block_size, n_tokens - starts)
+    return np.stack([starts, lengths, lengths], axis=1)

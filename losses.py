@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 # Share of softmax in the link reading of nats: the bare link gives some tokens probability 0.
 # Chosen on val.bin, once and for all losses (README, "The reading").
 MIX = 0.1
+LOG_0 = -40.0  # stands for log 0 where the link is tempered: infinities and denormals take a CPU twenty times as long
 
 
 class Family(NamedTuple):
@@ -206,9 +207,15 @@ def link(loss, logits):
 
         p_j = (c softmax(f)_j + 2 a2 f_j + a1) / (c - b1 - 2 b2 f_j)
 
-    which is softmax for cross-entropy. Off the optimum the ratio need not be a probability; it is
-    completed so that the order of the logits is kept (numerator <= 0 gives 0; else denominator <=
-    numerator gives 1), then normalised. Where nothing is left, softmax stands in.
+    which is softmax for cross-entropy. (Losses whose minimiser gives back p are proper composite:
+    Reid & Williamson, JMLR 11, 2010; for squentropy the formula is ours.) Minimisers are unique, but
+    for cross-entropy's shift, where a2 and a2 + b2 are not negative and c, a2 or both positive.
+
+    Off the optimum the ratio r need not be a distribution: it is completed by the one that is
+    nearest to it, p = max(r - tau, 0) with sum 1. The truth is a distribution too, so that this only
+    moves r towards it; for plain MSE it makes the reading sparsemax (Martins & Astudillo, arXiv
+    1602.02068). A negative numerator is the least there is, a denominator below the numerator means
+    1, so the order of the logits is kept. What lost against it: README, "The completion".
     Logits must be float32 or float64: the numerator is a small difference.
     """
     if logits.dtype not in (torch.float32, torch.float64):
@@ -218,11 +225,72 @@ def link(loss, logits):
         return loss.link(logits) if hasattr(loss, 'link') else softmax
     if not any(loss[1:5]):
         return softmax
-    above = loss.c * softmax + 2 * loss.a2 * logits + loss.a1
-    below = loss.c - loss.b1 - 2 * loss.b2 * logits
-    p = torch.where(above <= 0, 0.0, torch.where(below <= above, 1.0, above / below))
-    total = p.sum(-1, keepdim=True)
-    return torch.where(total > 0, p / total, softmax)
+    above, below = ratio(loss, logits, softmax)
+    return project((above / below.clamp_(min=1e-30)).clamp_(-1, 1))
+
+
+def project(r):
+    """The distribution nearest to r in squares: max(r - tau, 0) with sum 1, (n, C) -> (n, C).
+
+    Newton's method for tau, from below: the mass that is too much is taken off evenly from those
+    that still have some (Michelot 1986). It ends after finitely many steps, mostly five to ten.
+    """
+    rows = max(1, 2**17 // r.size(-1)) if r.device.type == 'cpu' else len(r)  # few stay in the cache: half the time
+    return torch.cat([_project(part) for part in r.split(rows)])
+
+
+def _project(r):
+    largest = r.amax(-1, keepdim=True)
+    below = torch.nextafter(largest, largest - 1)  # some mass is left there, whatever is rounded
+    tau = torch.maximum(largest - 1, (r.sum(-1, keepdim=True) - 1) / r.size(-1)).minimum(below)
+    close = 1e-6 if r.dtype == torch.float32 else 1e-13
+    while True:
+        p = (r - tau).clamp_(min=0)
+        mass = p.sum(-1, keepdim=True)
+        higher = (tau + (mass - 1) / p.sign().sum(-1, keepdim=True)).minimum(below)
+        if not ((mass > 1 + close) & (higher > tau)).any():  # a NaN ends it too
+            return p.div_(mass)
+        tau = torch.maximum(tau, higher)
+
+
+def ratio(loss, logits, softmax):
+    """Numerator and denominator of the link as it is derived, before any completion, each (n, C)."""
+    return loss.c * softmax + 2 * loss.a2 * logits + loss.a1, loss.c - loss.b1 - 2 * loss.b2 * logits
+
+
+def log_link(loss, logits):
+    """log link(loss, logits), (n, C), with LOG_0 where the link is 0."""
+    return F.log_softmax(logits, dim=-1) if _is_softmax(loss) else link(loss, logits).clamp_(min=math.exp(LOG_0)).log_()
+
+
+def tempered(log_link, temperature):
+    """log (link^(1/temperature) / Z), (n, C); temperature (n, 1)."""
+    return F.log_softmax(log_link / temperature, dim=-1)
+
+
+def read(loss, logits, targets, mix, temperature=None):
+    """A reading: (p (n, C), -log p of the targets (n,)) of
+
+        p = (1 - mix) link^(1/temperature) / Z + mix softmax
+
+    mix = 1 is the softmax reading, MIX without temperature the link reading, and two fitted numbers
+    the fitted one. mix and temperature are numbers, or tensors (n, 1).
+    """
+    softmax = F.softmax(logits, dim=-1)
+    if temperature is None and (_is_softmax(loss) or isinstance(mix, float) and mix == 1):
+        return softmax, F.cross_entropy(logits, targets, reduction='none')
+    at = targets[:, None]
+    if temperature is None:
+        q = link(loss, logits)
+        log_q = q.gather(1, at).log()
+    else:
+        q = tempered(log_link(loss, logits), temperature)
+        log_q = q.gather(1, at)
+        q = q.exp_()
+    mix = torch.as_tensor(mix, dtype=q.dtype, device=q.device)
+    log_softmax = -F.cross_entropy(logits, targets, reduction='none')[:, None]
+    nats = -torch.logaddexp(log_q + torch.log1p(-mix), log_softmax + mix.log())
+    return q.mul_(1 - mix).add_(softmax.mul_(mix)), nats.squeeze(1)
 
 
 def nats(loss, logits, targets, mix=MIX):
@@ -242,6 +310,14 @@ def _is_softmax(loss):
     return not any(loss[1:5]) if isinstance(loss, Family) else not hasattr(loss, 'link')
 
 
+def objectives(loss, hidden, weight, logits, targets, C):
+    """What was trained, of each token (n,), from the logits that are at hand and the hidden states
+    that they were made of."""
+    if not isinstance(loss, Family):
+        return loss(logits, targets)
+    return quadratic(loss, hidden, weight, targets, C) + loss.c * F.cross_entropy(logits, targets, reduction='none')
+
+
 @torch.no_grad()
 def score(loss, hidden, weight, targets, C):
     """(objective, nats) of each token, both (N,) float32: what was trained, and -log p through the
@@ -253,9 +329,6 @@ def score(loss, hidden, weight, targets, C):
         rows = chunk_rows(C, hidden.device)
         for h, y in zip(hidden.split(rows), targets.split(rows), strict=True):
             logits = F.linear(h, W)
-            if isinstance(loss, Family):
-                objective.append(quadratic(loss, h, W, y, C) + loss.c * F.cross_entropy(logits, y, reduction='none'))
-            else:
-                objective.append(loss(logits, y))
+            objective.append(objectives(loss, h, W, logits, y, C))
             surprise.append(nats(loss, logits, y))
     return torch.cat(objective), torch.cat(surprise)

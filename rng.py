@@ -7,7 +7,7 @@ import numpy as np
 
 # One tag for each use, so that no two uses share a stream. At least 1, and always
 # four words: SeedSequence([s]) and SeedSequence([s, 0]) are the same stream.
-INIT, DATA, DROPOUT, SAMPLE = 1, 2, 3, 4
+INIT, DATA, DROPOUT, SAMPLE, RESAMPLE = 1, 2, 3, 4, 5
 
 
 def sequence(use, seed, iteration=0, micro_batch=0):

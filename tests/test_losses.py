@@ -187,6 +187,34 @@ def test_link_is_a_distribution_that_keeps_the_order(key):
         assert (by_logit.diff(dim=1) >= 0).all()
 
 
+def test_completion_is_the_nearest_distribution():
+    """project(r) is the closest distribution to r: what sorting gives in float64, also where all are level, where
+    one has everything, and where the sum is short of 1."""
+    rows = torch.cat([torch.randn(60, 5000) * torch.logspace(-4, 1, 60)[:, None], torch.ones(1, 5000),
+                      -torch.ones(1, 5000), torch.zeros(1, 5000)])
+    rows[0, 7] = 50.0
+    z = rows.double().sort(dim=1, descending=True).values
+    excess = (z.cumsum(1) - 1) / torch.arange(1, 5001)
+    tau = excess.gather(1, (z > excess).sum(1, keepdim=True) - 1)
+    exact = (rows.double() - tau).clamp(min=0)
+    torch.testing.assert_close(losses.project(rows).double(), exact, rtol=1e-4, atol=2e-6)
+    torch.testing.assert_close(losses.project(rows.double()), exact, rtol=1e-9, atol=1e-12)
+    p = F.softmax(rows, -1)
+    torch.testing.assert_close(losses.project(p), p, rtol=1e-4, atol=1e-7)  # a distribution stays as it is
+
+
+def test_zero_and_negative_denominators():
+    """Where the denominator is zero, negative or below the numerator the link is the largest, and where the
+    numerator is not positive the least; never NaN."""
+    rescaled = losses.mse(6, mse_true_weight=3.0, mse_target=2.0)  # p = f / (6 - 2 f): 0 at f = 3, past 1 at f = 2
+    p = losses.link(rescaled, torch.tensor([[3.0, 4.0, 2.5, 1.0, 0.0, -5.0], [0.1, 0.0, -1.0, -2.0, -9.0, 0.05]]))
+    assert p[0, 0] == p[0, 1] == p[0, 2] == pytest.approx(1 / 3) and (p[0, 3:] == 0).all()
+    assert p[1, 0] == p[1].max() and p[1].sum() == pytest.approx(1) and torch.isfinite(p).all()
+    squentropy = losses.squentropy(6)  # the denominator is 1 + 0.4 f: 0 at f = -2.5
+    p = losses.link(squentropy, torch.tensor([[-2.5, -3.0, -2.4, 1.0, 0.5, 0.0]]))
+    assert torch.isfinite(p).all() and (p[0, :3] == p.min()).all() and p.argmax() == 3
+
+
 def test_link_of_cross_entropy_is_softmax():
     """For plain cross-entropy the link is softmax to the last digit, and its nats are the cross-entropy."""
     f, y = 5 * torch.randn(100, 50), torch.randint(50, (100,))

@@ -1,0 +1,72 @@
+"""Statistics of an evaluation, in numpy and nothing else: calibration, and what chance could have done.
+
+A unit is what was drawn from the world and would be drawn again: a story, not a token, since the
+tokens of a story rise and fall together.
+"""
+import numpy as np
+
+import rng
+
+CHUNK = 2**22  # random numbers held at a time
+
+
+def calibration(confidence, correct, bins=15, mass=False):
+    """Groups of predictions by confidence: (counts, mean confidence, share correct), empty groups left out.
+
+    confidence, correct: (N,). Groups are the intervals (i/bins, (i+1)/bins], or with mass=True those
+    between the quantiles, as many predictions each; level ones, to six digits, stay together.
+    """
+    confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
+    if mass:
+        level = confidence.round(6)  # otherwise the last digit would choose which of them go together
+        group = np.searchsorted(np.quantile(level, np.arange(1, bins) / bins), level)
+    else:
+        group = np.searchsorted(np.arange(1, bins) / bins, confidence)
+    counts = np.bincount(group, minlength=bins)
+    sums = [np.bincount(group, x, bins)[counts > 0] for x in (confidence, correct)]
+    counts = counts[counts > 0]
+    return counts, sums[0] / counts, sums[1] / counts
+
+
+def ece(confidence, correct, bins=15, mass=False):
+    """Expected calibration error of the top prediction (Naeini et al. 2015): the mean over predictions
+    of |share correct - mean confidence| of their group; mass as in calibration."""
+    counts, mean_confidence, accuracy = calibration(confidence, correct, bins, mass)
+    return float(counts @ abs(accuracy - mean_confidence) / counts.sum())
+
+
+def bootstrap(sums, sizes, resamples, seed, level=0.95):
+    """Percentile intervals (k, 2) of the ratios (sum of sums) / (sum of sizes) over units drawn again.
+
+    sums (units, k), sizes (units,). All k ratios see the same draws.
+    """
+    units = len(sizes)
+    generator = rng.generator(rng.RESAMPLE, seed, 0)
+    both = np.column_stack([sums, sizes]).astype(np.float64)
+    ratios = []
+    for n in _chunks(resamples, units):
+        drawn = generator.integers(units, size=(n, units)) + units * np.arange(n)[:, None]
+        totals = np.bincount(drawn.ravel(), minlength=n * units).reshape(n, units) @ both
+        ratios.append(totals[:, :-1] / totals[:, -1:])
+    tail = (1 - level) / 2
+    return np.quantile(np.concatenate(ratios), [tail, 1 - tail], axis=0).T
+
+
+def sign_flip(differences, resamples, seed):
+    """Two-sided p-values (k,) of paired differences (units, k): how often their sum would be as far
+    from zero if each unit's sign were a coin's; p = (b + 1) / (B + 1), the observed signs counted in
+    (Phipson & Smyth 2010)."""
+    differences = np.asarray(differences, np.float64)
+    generator = rng.generator(rng.RESAMPLE, seed, 1)
+    # a flip that changes nothing ties with what was seen, but for rounding
+    seen = abs(differences.sum(0)) - 1e-12 * abs(differences).sum(0)
+    as_far = np.zeros(differences.shape[1], np.int64)
+    for n in _chunks(resamples, len(differences)):
+        signs = 2.0 * generator.integers(2, size=(n, len(differences)), dtype=np.int8) - 1
+        as_far += (abs(signs @ differences) >= seen).sum(0)
+    return (as_far + 1) / (resamples + 1)
+
+
+def _chunks(resamples, units):
+    rows = max(1, CHUNK // units)
+    return [min(rows, resamples - i) for i in range(0, resamples, rows)]
