@@ -34,7 +34,7 @@ def save(path, loss='cross_entropy', tokenizer=None, dataset='', **shape):
     tokenizer = tokenizer or Tokenizer('byte')
     model = tiny_model(tokenizer.vocab_size, **shape)
     criterion = losses.make_loss(loss, tokenizer.vocab_size)
-    checkpoint.save({**checkpoint.describe(model, tokenizer, loss, criterion), 'iter_num': 7,
+    checkpoint.save({**checkpoint.describe(model, tokenizer, loss, criterion), 'iter_num': 7, 'best_val_loss': 2.5, 'data': {},
                      'config': {'dataset': str(dataset)}}, path)
     return model
 
