@@ -43,7 +43,7 @@ mse_target = 1.0            # M, what the true class's logit is drawn to
 # -----------------------------------------------------------------------------
 # optimizer: AdamW, linear warm-up, cosine decay
 learning_rate = 4e-3        # at its peak
-max_iters = 2500            # iterations in all
+max_iters = 2000            # iterations in all
 weight_decay = 0.1          # of matrices and embeddings
 beta1 = 0.9                 # AdamW's decay of the mean gradient
 beta2 = 0.99                # and of the mean squared gradient
