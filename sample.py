@@ -12,7 +12,7 @@ num_samples = 3          # stories, made side by side
 max_new_tokens = 500     # longest story, in tokens
 temperature = 0.8        # below 1 safer, above 1 wilder, 0 = always the likeliest token
 top_k = 200              # draw from the k likeliest tokens only; 0 = all
-top_p = 1.0              # draw from the likeliest tokens that hold this share of probability; 1 = all
+top_p = 0.9              # draw from the likeliest tokens that hold this share of probability; 1 = all
 seed = 1337              # the same seed tells the same stories
 device = 'auto'          # auto | cpu | cuda | cuda:1 | mps
 dtype = 'auto'           # auto | float32 | bfloat16 | float16

@@ -221,7 +221,7 @@ def evaluate():
 def show_sample():
     raw_model.eval()
     with autocast:
-        pieces = sampling.stories(raw_model, tokenizer, criterion, '', 1, sample_tokens, seed=seed)
+        pieces = sampling.stories(raw_model, tokenizer, criterion, '', 1, sample_tokens, seed=seed, top_p=0.9)
         text = ''.join(piece for _, piece in pieces if piece)
     raw_model.train()
     say('    ' + ' '.join(text.split()))
