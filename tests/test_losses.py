@@ -93,6 +93,25 @@ def test_float32_and_bfloat16_autocast(key, autocast, tolerance):
     assert (W.grad - grad_W).norm() < tolerance * grad_W.norm()
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
+@pytest.mark.parametrize('dtype,tolerance', [(torch.float32, 1e-4), (torch.bfloat16, 3e-2), (torch.float16, 1e-2)])
+@pytest.mark.parametrize('key', CASES)
+def test_heads_on_cuda(key, dtype, tolerance):
+    """On a GPU, plain and under both autocasts, value and gradients are the float64 ones to their precision."""
+    loss, plain = case(key, 500)
+    h, W, y = head(N=200, C=500, rows=512, dtype=torch.float32)
+    W.data *= 0.1
+    value, grad_h, grad_W = reference(plain, h, W, y, 500)
+    h, W = (x.detach().cuda().requires_grad_() for x in (h, W))
+    with torch.autocast('cuda', dtype, enabled=dtype != torch.float32):
+        ours = losses.mean_loss(loss, h, W, y.cuda(), 500)
+    ours.backward()
+    assert abs(ours.cpu() - value) < tolerance * value
+    assert (h.grad.cpu() - grad_h).norm() < tolerance * grad_h.norm()
+    assert (W.grad.cpu() - grad_W).norm() < tolerance * grad_W.norm()
+
+
 @pytest.mark.skipif(not hasattr(F, 'linear_cross_entropy'), reason='torch before 2.13 has no linear_cross_entropy')
 def test_cross_entropy_is_torchs_fused_one():
     """Cross-entropy and its gradients equal torch's own fused linear_cross_entropy."""
