@@ -284,7 +284,8 @@ def prepare(out):
         with contextlib.ExitStack() as stack:
             bins = {split: stack.enter_context(open(folder / f'{split}.bin', 'wb')) for split in splits}
             bar = stack.enter_context(progress('encoding', sum(size for *_, size in sources), unit))
-            for parts, done in stack.enter_context(contextlib.closing(encode_all(jobs(), tok, workers or min(cpus, 8)))):
+            encoded = encode_all(jobs(), tok, workers or min(cpus, 8))
+            for parts, done in stack.enter_context(contextlib.closing(encoded)):
                 for split, (stories, size, data) in parts.items():
                     bins[split].write(data)
                     s = splits[split]
