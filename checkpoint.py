@@ -6,8 +6,9 @@
     activation      of the model: 'gelu' or 'gelu_tanh'
     tokenizer       Tokenizer.to_dict()
     loss            {'name': ..., 'numbers': the six numbers, or None for a loss outside the family}
-    data            where the text came from, and the SHA-256 of the bins
-    progress        what else a resumed run needs: see train.py
+    data            where the text came from, tokens and SHA-256 of the bins
+    machine         torch build, threads, device, dtype, compiled: what the last bits depend on
+    scaler, progress    what else a resumed run needs: see train.py (best.pt has no optimizer and no scaler)
 """
 import json
 import os
