@@ -1,6 +1,8 @@
 """Token bins: the files of data/<name>/<tokenizer>/, and which windows of them an iteration reads."""
 import functools
+import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -29,26 +31,35 @@ def find(dataset):
 def read_meta(folder):
     """meta.json of a folder; None where there is none, which means GPT-2's tokens as uint16.
 
-    Raises ValueError where it is damaged.
+    Raises ValueError where it is damaged, or where there is nanoGPT's meta.pkl in its place.
     """
     path = Path(folder) / 'meta.json'
     if not path.exists():
+        if (pickle := path.with_suffix('.pkl')).exists():
+            raise ValueError(f'{pickle} is not opened: a pickle can run any code. Prepare the text with '
+                             "data/tinystories/prepare.py --input=...; or, if the bins hold GPT-2's tokens, move it away")
         return None
     try:
+        if path.stat().st_size > 2**20:
+            raise ValueError(f'{path.stat().st_size:,} bytes')
         meta = json.loads(path.read_text(encoding='utf-8'))
-        if meta['dtype'] not in ('uint8', 'uint16') or not isinstance(meta['vocab_size'], int):
-            raise ValueError(f"dtype {meta['dtype']}, vocab_size {meta['vocab_size']}")
-        meta['tokenizer'], meta['synthetic'], meta['source']  # these must be there
-        meta['splits']['train']['sha256'], meta['splits']['val']['sha256']
-    except (ValueError, KeyError, TypeError) as e:
+        splits = [meta['splits'][name] for name in {'train', 'val', *meta['splits']}]
+        wrong = [key for key, kind in (('source', str), ('synthetic', bool), ('vocab_size', int), ('tokenizer', str))
+                 if type(meta[key]) is not kind]
+        wrong += ['dtype'] * (meta['dtype'] not in ('uint8', 'uint16'))
+        wrong += ['splits'] * any(type(split['tokens']) is not int for split in splits)
+        if wrong:
+            raise ValueError(f"no good {', '.join(wrong)}")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise ValueError(f'{path} is damaged ({type(e).__name__}: {e}); prepare the data again') from None
     return meta
 
 
 def open_bin(folder, split, meta, block_size=1):
-    """Tokens of a split as a read-only memmap (n,) of uint8 or uint16.
+    """Tokens of a split as a read-only memmap (n,) of uint8 or uint16; see also unchanged().
 
-    Raises OSError or ValueError: no such file, not longer than a block, an id out of the vocabulary.
+    Raises OSError or ValueError: no such file, not longer than a block, not as long as meta.json
+    says, an id out of the vocabulary.
     """
     path = Path(folder) / f'{split}.bin'
     dtype = np.dtype(meta['dtype'] if meta else 'uint16').newbyteorder('<')
@@ -58,11 +69,45 @@ def open_bin(folder, split, meta, block_size=1):
     if size % dtype.itemsize or size <= block_size * dtype.itemsize:
         raise ValueError(f'{path} has {size:,} bytes; of {dtype.name} tokens it must hold whole ones, '
                          f'and more than block_size={block_size} of them')
+    claimed = meta['splits'].get(split, {}).get('tokens', 0) if meta else size // dtype.itemsize
+    if claimed != size // dtype.itemsize:
+        raise ValueError(f'{path} has {size // dtype.itemsize:,} tokens, but meta.json says {claimed:,}; '
+                         'prepare the data again')
     tokens = np.memmap(path, dtype, mode='r')
+    tokens.state = _state(path)
     vocab_size, largest = meta['vocab_size'] if meta else 50257, int(tokens.max())
     if largest >= vocab_size:
         raise ValueError(f'{path} holds id {largest}, but its vocabulary has {vocab_size} ids; prepare the data again')
     return tokens
+
+
+def _state(path):
+    s = os.stat(path)
+    return s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns
+
+
+def unchanged(tokens):
+    """The tokens, if the file of open_bin is still the one that was opened (arrays pass). Raises OSError.
+
+    Reading a memmap of a file that has become shorter kills the process without a word, and one
+    that was written over trains on something else.
+    """
+    try:
+        same = not hasattr(tokens, 'state') or _state(tokens.filename) == tokens.state
+    except OSError:
+        same = False
+    if not same:
+        raise OSError(f'{tokens.filename} was changed or deleted while it was in use; what was saved before is as it '
+                      'was; put the data back, or begin another run')
+    return tokens
+
+
+def fingerprint(tokens):
+    """SHA-256 of up to 64 pieces of 64 Ki tokens that lie evenly over a bin: tells two preparations apart at once."""
+    digest = hashlib.sha256(str(len(tokens)).encode())
+    for start in np.linspace(0, max(0, len(tokens) - 2**16), 64, dtype=np.int64):
+        digest.update(tokens[start:start + 2**16].tobytes())
+    return digest.hexdigest()
 
 
 def train_windows(n_tokens, block_size, seed, start, count):

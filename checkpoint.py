@@ -6,13 +6,15 @@
     activation      of the model: 'gelu' or 'gelu_tanh'
     tokenizer       Tokenizer.to_dict()
     loss            {'name': ..., 'numbers': the six numbers, or None for a loss outside the family}
-    data            where the text came from, tokens and SHA-256 of the bins
+    data            where the text came from, tokens and fingerprint of the bins
     machine         torch build, threads, device, dtype, compiled: what the last bits depend on
     scaler, progress    what else a resumed run needs: see train.py (best.pt has no optimizer and no scaler)
 """
-import json
+import math
 import os
 import pickle
+import re
+import zipfile
 from pathlib import Path
 
 import torch
@@ -35,6 +37,10 @@ def save(checkpoint, path):
             f.flush()
             os.fsync(f.fileno())
         os.replace(aside, path)
+        if os.name == 'posix':  # the new name survives a power cut too
+            folder = os.open(os.path.dirname(path) or '.', os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
     except BaseException:
         Path(aside).unlink(missing_ok=True)
         raise
@@ -43,23 +49,38 @@ def save(checkpoint, path):
 def load(path):
     """The checkpoint at path as a dict of plain data, on the CPU.
 
+    It may come from anybody: it runs no code, and takes no more memory than the file is long.
     Raises FileNotFoundError or ValueError with one clear line.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f'there is no checkpoint {path}')
     try:
+        with zipfile.ZipFile(path) as z:
+            entries = z.infolist()
+        if any(entry.compress_type for entry in entries) or sum(e.file_size for e in entries) > os.path.getsize(path):
+            raise ValueError('compressed entries, or entries that overlap')
         checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError:  # weights_only refused it
         raise ValueError(f'{path} is no checkpoint of this project: damaged, or more than plain data') from None
-    except (RuntimeError, EOFError, KeyError, TypeError, ValueError, OSError) as e:
+    except (RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError, OSError, RecursionError,
+            zipfile.BadZipFile) as e:
         reason = f'{type(e).__name__}: ' + str(e).split('\n')[0][:120]
         raise ValueError(f'{path} is no checkpoint of this project, or damaged ({reason})') from None
     if not isinstance(checkpoint, dict):
         raise ValueError(f'{path} is no checkpoint of this project: it holds a {type(checkpoint).__name__}')
     wrong = [key for key, kind in KEYS.items() if not isinstance(checkpoint.get(key), kind)]
+    wrong += [key for key in ('config', 'data', 'loss', 'machine', 'progress') if not plain(checkpoint.get(key))]
+    wrong += [key for key in ('iter_num', 'best_val_loss') if key not in wrong and not checkpoint[key] >= 0]
     if wrong:
-        raise ValueError(f"{path} is no checkpoint of this project: without a good {', '.join(wrong)}")
+        raise ValueError(f"{path} is no checkpoint of this project: without a good {', '.join(dict.fromkeys(wrong))}")
     return checkpoint | {'path': str(path)}
+
+
+def plain(x):
+    """Whether x is made of dicts, lists, strings and numbers only."""
+    if isinstance(x, (dict, list)):
+        return all(map(plain, x)) and (isinstance(x, list) or all(map(plain, x.values())))
+    return x is None or isinstance(x, (str, int, float))
 
 
 def describe(model, tokenizer, loss_name, loss):
@@ -77,13 +98,14 @@ def restore(checkpoint, device='cpu', dropout=0.0):
     """(model, tokenizer, loss) of a loaded checkpoint. Raises ValueError where its parts don't fit."""
     try:
         args = checkpoint['model_args'] | {'dropout': dropout, 'activation': checkpoint['activation']}
-        model = GPT(GPTConfig(**args))
-        load_weights(model, checkpoint['model'])
+        model = build(GPTConfig(**args), checkpoint['model'])
         tokenizer = Tokenizer.from_dict(checkpoint['tokenizer'])
         if tokenizer.vocab_size != model.config.vocab_size:
             raise ValueError(f'{tokenizer.vocab_size} tokens, a model of {model.config.vocab_size}')
         name, numbers = checkpoint['loss']['name'], checkpoint['loss']['numbers']
         loss = losses.Family(*map(float, numbers)) if numbers else losses.make_loss(name, tokenizer.vocab_size)
+        if numbers and not all(map(math.isfinite, loss)):
+            raise ValueError(f'a loss of {numbers}')
     except (KeyError, TypeError, RuntimeError, ArithmeticError, AttributeError, ValueError) as e:
         reason = f'{type(e).__name__}: ' + ' '.join(str(e).split())[:200]
         path = checkpoint.get('path', 'the checkpoint')
@@ -91,13 +113,35 @@ def restore(checkpoint, device='cpu', dropout=0.0):
     return model.to(device), tokenizer, loss
 
 
-def load_weights(model, weights):
-    """Copy saved weights into the model; the vocabulary's padding stays zero."""
-    rows, vocabulary = model.lm_head.weight.size(0), weights['transformer.wte.weight']
-    if len(vocabulary) != model.config.vocab_size:
-        raise ValueError(f'embeddings of {len(vocabulary)} tokens, a model of {model.config.vocab_size}')
-    padded = torch.nn.functional.pad(vocabulary, (0, 0, 0, rows - len(vocabulary)))
-    model.load_state_dict({**weights, 'transformer.wte.weight': padded, 'lm_head.weight': padded})
+def build(config, weights):
+    """The model of these weights; the vocabulary's padding comes back as zeros.
+
+    Every shape is compared with the config before the model takes any memory. Raises ValueError,
+    naming a weight that is missing, is too many, or does not fit.
+    """
+    layers = {name.split('.')[2] for name in weights if name.startswith('transformer.h.')}
+    if config.n_layer != len(layers):  # before a stranger's 10^9 layers are gone through
+        raise ValueError(f'n_layer={config.n_layer}, but weights of {len(layers)} layers')
+    with torch.device('meta'):  # shapes without memory
+        model = GPT(config)
+    shapes = {name: [*p.shape] for name, p in model.state_dict().items()}
+    shapes['transformer.wte.weight'] = shapes['lm_head.weight'] = [config.vocab_size, config.n_embd]
+    for name in {**shapes, **weights}:
+        w = weights.get(name)
+        if type(w) is not torch.Tensor or w.layout != torch.strided or w.is_meta or not w.is_floating_point():
+            found = 'missing' if w is None else 'no tensor of floats'
+        elif name not in shapes or [*w.shape] != shapes[name] or not w.is_contiguous():
+            found = f'of shape {[*w.shape]}'
+        else:
+            continue
+        raise ValueError(f"{name} is {found}, in a model of {config.n_layer} layers, {config.n_embd} wide, it is "
+                         f"{shapes.get(name, 'unknown')}")
+    vocabulary = weights['transformer.wte.weight']
+    padded = torch.nn.functional.pad(vocabulary, (0, 0, 0, model.lm_head.weight.size(0) - len(vocabulary)))
+    weights = {name: w.float().clone() for name, w in weights.items()} | {'transformer.wte.weight': padded.float()}
+    model.load_state_dict(weights | {'lm_head.weight': weights['transformer.wte.weight']}, assign=True)
+    model.lm_head.weight = model.transformer.wte.weight  # tied
+    return model
 
 
 # Settings that make another run of a resumed one. The others may change while it goes on.
@@ -108,7 +152,7 @@ IDENTITY = {'batch_size', 'gradient_accumulation_steps', 'seed', 'n_layer', 'n_h
 def differences(checkpoint, config, data, machine):
     """What a run that resumes the checkpoint would change: two lists of 'name old -> new', those that
     are allowed, and those that would make it another run. Raises ValueError where it can't be resumed."""
-    missing = [key for key in ('optimizer', 'scaler', 'progress', 'machine') if key not in checkpoint]
+    missing = [key for key in ('optimizer', 'scaler', 'progress', 'machine') if type(checkpoint.get(key)) is not dict]
     if missing:
         raise ValueError(f"{checkpoint['path']} can't be resumed, it has no {', '.join(missing)}; "
                          f"begin a new run from its weights: --init_from={checkpoint['path']} --out_dir=...")
@@ -117,49 +161,39 @@ def differences(checkpoint, config, data, machine):
                and name not in ('init_from', 'out_dir')]
     changed = [f'{name} {old[name]} -> {config[name]}' for name in differing if name not in IDENTITY]
     changed += [f'{name} {was} -> {machine[name]} (so not the same bits)'
-                for name, was in checkpoint['machine'].items() if machine.get(name) != was]
+                for name, was in checkpoint['machine'].items() if name in machine and machine[name] != was]
     forbidden = [f'{name} {old[name]} -> {config[name]}' for name in differing if name in IDENTITY]
     if checkpoint['data'] != data:
-        forbidden.append(f"data {checkpoint['data']['source']} -> {data['source']}, or another preparation of it")
+        forbidden.append(f"data {checkpoint['data'].get('source')} -> {data['source']}, or another preparation of it")
     return changed, forbidden
 
 
-def trim_metrics(path, iter_num, last_eval):
-    """Leave out of metrics.jsonl what was logged after the checkpoint: the resumed run logs it again."""
-    if not os.path.exists(path):
-        return
-    kept = []
-    with open(path, encoding='utf-8') as f:
-        for line in f:
-            try:
-                entry = json.loads(line)
-            except ValueError:  # a kill cut this line short
-                continue
-            if entry['iter'] <= (last_eval if 'val_nats' in entry else iter_num):
-                kept.append(line)
-    with open(f'{path}.partial', 'w', encoding='utf-8') as f:
-        f.writelines(kept)
-    os.replace(f'{path}.partial', path)
+def resume(checkpoint, optimizer, scaler):
+    """Give the optimizer and the scaler their saved state; (iter_num, best_val_loss, progress).
 
-
-def newest(root='out'):
-    """The folder under root whose checkpoint was written last. Raises FileNotFoundError."""
-    found = [*Path(root).rglob('ckpt.pt'), *Path(root).rglob('best.pt')]
-    if not found:
-        raise FileNotFoundError(f'there is no checkpoint under {root}/; train first: '
-                                'python train.py config/train_tinystories_squentropy.py')
-    return max(found, key=lambda path: path.stat().st_mtime).parent
-
-
-def set_aside(out_dir):
-    """Move an earlier run's files from out_dir to out_dir.1 (or .2, ...); that folder, or None."""
-    names = [name for name in ('ckpt.pt', 'best.pt', 'metrics.jsonl') if (Path(out_dir) / name).exists()]
-    if not names:
-        return None
-    n = 1
-    while (aside := Path(f'{os.path.normpath(out_dir)}.{n}')).exists():
-        n += 1
-    aside.mkdir()
-    for name in names:
-        os.rename(Path(out_dir) / name, aside / name)
-    return aside
+    The groups' settings stay those of the optimizer, since they may change while a run goes on.
+    Raises ValueError where the state does not fit the weights.
+    """
+    params = [p for group in optimizer.param_groups for p in group['params']]
+    settings = [{key: value for key, value in group.items() if key != 'params'} for group in optimizer.param_groups]
+    progress = checkpoint['progress']
+    try:
+        state = checkpoint['optimizer']['state']
+        if state and sorted(state) != list(range(len(params))):
+            raise ValueError(f'the state of {len(state)} weights, not of {len(params)}')
+        for i, moments in state.items():
+            if not all(type(m) is torch.Tensor and m.shape in (params[i].shape, ()) for m in moments.values()):
+                raise ValueError(f'weight {i} has the shape {[*params[i].shape]}, its state another')
+        optimizer.load_state_dict(checkpoint['optimizer'])
+        if checkpoint['scaler']:
+            scaler.load_state_dict(checkpoint['scaler'])
+        for group, own in zip(optimizer.param_groups, settings, strict=True):
+            group.update(own)
+        if [type(progress[key]) for key in ('last_eval', 'without_gain', 'seconds')] != [int, int, float] or \
+                not re.fullmatch('[A-Za-z0-9_-]*', progress['wandb_run_id']):  # it becomes part of a folder's name
+            raise ValueError(f'progress {progress}')
+    except (KeyError, TypeError, RuntimeError, AttributeError, ValueError) as e:
+        reason = f'{type(e).__name__}: ' + ' '.join(str(e).split())[:200]
+        raise ValueError(f"{checkpoint['path']} can't be resumed: its optimizer, scaler or progress is damaged "
+                         f'({reason})') from None
+    return checkpoint['iter_num'], checkpoint['best_val_loss'], progress

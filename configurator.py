@@ -128,8 +128,13 @@ def configure(settings, rules=(), argv=None):
 def fail(*messages, status=1):
     """Say on stderr what is wrong, one line 'error: message' each, and exit with this status."""
     for message in messages:
-        print('error: ' + ' '.join(str(message).splitlines()), file=sys.stderr)
+        print('error: ' + printable(message), file=sys.stderr)
     raise SystemExit(status)
+
+
+def printable(text):
+    """The text as one line; what would be a command to the terminal, in a name from elsewhere, becomes ?"""
+    return ''.join(c if c.isprintable() else '?' for c in ' '.join(str(text).splitlines()))
 
 
 # -----------------------------------------------------------------------------

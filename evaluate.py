@@ -42,6 +42,10 @@ import sys
 from json import dumps
 from types import SimpleNamespace
 
+import interrupts
+
+interrupts.quiet('lower --batch_size')
+
 import numpy as np
 from tqdm import tqdm
 
@@ -50,6 +54,7 @@ import checkpoint as checkpoints
 import losses
 import machine
 import metrics
+import rundir
 import scoring
 from tokenizer import Tokenizer
 
@@ -193,7 +198,7 @@ def compared(a, b):
 # score
 try:
     if not checkpoint:
-        out_dir = out_dir or str(checkpoints.newest())
+        out_dir = out_dir or str(rundir.newest())
         checkpoint = f'{out_dir}/best.pt' if os.path.exists(f'{out_dir}/best.pt') else f'{out_dir}/ckpt.pt'
     device, _, _, why = machine.choose(device, 'float32')
     runs = [open_run(path) for path in [checkpoint, compare] if path]
@@ -297,8 +302,8 @@ def draw(folder):
 
 
 for run in runs:
-    trained_with = run.loaded.get('data', {}).get('sha256', {}).get('val')
-    if run.meta and trained_with and trained_with != run.meta['splits']['val']['sha256']:
+    trained_with = run.loaded['data'].get('fingerprint', {}).get('val')
+    if trained_with and trained_with != bins.fingerprint(run.data['val'].tokens):
         print(f"note: {run.folder} is another preparation than the one {run.path} was trained with, "
               'so it may hold stories of its training', file=sys.stderr)
 if plots:

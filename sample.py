@@ -24,18 +24,19 @@ configure(globals(), rules=[
 ])
 
 import os
-import signal
 import sys
 
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
-sys.stdout.reconfigure(errors='replace')  # a terminal that lacks a character does not end it
+import interrupts
+
+interrupts.quiet('lower --num_samples')
 
 import checkpoint
 import machine
+import rundir
 import sampling
 
 try:
-    out_dir = out_dir or str(checkpoint.newest())
+    out_dir = out_dir or str(rundir.newest())
     name = 'best.pt' if os.path.exists(f'{out_dir}/best.pt') else 'ckpt.pt'
     loaded = checkpoint.load(f'{out_dir}/{name}')
     device, dtype, autocast, _ = machine.choose(device, dtype)
@@ -54,6 +55,7 @@ print(f"{out_dir}/{name}: {loaded['loss']['name']}, iteration {loaded['iter_num'
 # yet as it is written, the others from their buffers when it is their turn.
 waiting = [[] for _ in range(num_samples)]
 turn = 0
+CONTROLS = {c: '\ufffd' for c in [*range(32), *range(127, 160)] if chr(c) not in '\n\t'}  # no commands to the terminal
 
 
 def show(piece):
@@ -67,7 +69,7 @@ def show(piece):
             for later in waiting[turn]:
                 show(later)
     else:
-        print(piece, end='', flush=True)
+        print(piece.translate(CONTROLS), end='', flush=True)
 
 
 print(start, end='', flush=True)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+import bins
 import losses
 
 KEEP = 2**31     # bytes of hidden states that are kept from one pass over a split to the next
@@ -46,9 +47,10 @@ class HiddenStates:
     @torch.no_grad()
     def run(self, batch):
         T = batch[:, 1].max()
+        tokens = bins.unchanged(self.tokens)
         x = np.full((len(batch), T + 1), self.eot, np.int64)  # padding comes last, where no token sees it
         for row, (start, length, _) in zip(x, batch, strict=True):
-            row[int(start == 0):length + 1] = self.tokens[max(0, start - 1):start + length]
+            row[int(start == 0):length + 1] = tokens[max(0, start - 1):start + length]
         start, length, scored = batch.T[:, :, None]
         column = np.arange(T)
         counts = (column < length) & (column >= length - scored)

@@ -91,6 +91,8 @@ class Tokenizer:
             return cls(where)
         folder = os.path.isdir(where)
         path = os.path.join(where, 'meta.json') if folder else where
+        if os.path.getsize(path) > 2**24:  # 65,535 entries need about 1 MB
+            raise ValueError(f'{path} is no tokenizer: {os.path.getsize(path):,} bytes')
         with open(path, encoding='utf-8') as f:
             try:
                 plain = json.load(f)
@@ -102,7 +104,7 @@ class Tokenizer:
                     raise ValueError(f"{plain['vocab_size']} ids as {plain['dtype']}, but its tokenizer has "
                                      f'{tokenizer.vocab_size} as {tokenizer.dtype.name}; prepare the data again')
                 return tokenizer
-            except (ValueError, KeyError, TypeError) as e:
+            except (ValueError, KeyError, TypeError, RecursionError) as e:
                 raise ValueError(f'{path}: {e}') from None
 
     def _ids(self, text):

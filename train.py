@@ -13,6 +13,7 @@ init_from = 'scratch'       # scratch | resume (from out_dir) | a checkpoint fil
 eval_interval = 250         # iterations between evaluations; each saves ckpt.pt, the best one best.pt
 eval_iters = 20             # batches of val.bin in an evaluation, always the same ones
 eval_only = False           # evaluate once and stop; writes nothing
+keep_checkpoints = 0        # the last so many states are kept as ckpt-<iteration>.pt beside ckpt.pt
 log_interval = 10           # iterations between log lines
 sample_tokens = 60          # tokens of the model's own text shown at each evaluation; 0 = none
 wandb_log = False           # log to Weights & Biases too (WANDB_MODE=offline needs no account)
@@ -61,7 +62,8 @@ dtype = 'auto'              # auto | float32 | bfloat16 | float16
 compile = 'auto'            # auto | True | False: torch.compile, which takes a minute and pays on CUDA
 # -----------------------------------------------------------------------------
 config = configure(globals(), rules=[
-    'eval_interval >= 1', 'eval_iters >= 1', 'log_interval >= 1', 'sample_tokens >= 0',
+    'eval_interval >= 1', 'eval_iters >= 1', 'log_interval >= 1', 'keep_checkpoints >= 0',
+    'sample_tokens >= 0',
     'batch_size >= 1', 'gradient_accumulation_steps >= 1', 'block_size >= 1', '0 <= seed < 2**32',
     'n_layer >= 1', 'n_head >= 1', 'n_embd >= 1', 'n_embd % n_head == 0', '0 <= dropout < 1',
     "activation in ('gelu', 'gelu_tanh')",
@@ -76,12 +78,12 @@ config = configure(globals(), rules=[
 import json
 import math
 import os
-import signal
 import sys
 import time
 
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # until training begins, Ctrl-C just ends it
-sys.stdout.reconfigure(errors='replace')  # a terminal that lacks a character does not end a run
+import interrupts
+
+interrupts.quiet('lower --batch_size and raise --gradient_accumulation_steps, or make the model smaller')
 
 import torch
 from tqdm import tqdm
@@ -91,12 +93,13 @@ import checkpoint
 import losses
 import machine
 import rng
+import rundir
 import sampling
 from model import GPT, GPTConfig
 from tokenizer import Tokenizer
 
 out_dir = out_dir.replace('{loss}', loss)
-say = tqdm.write  # print, but above the progress bar
+say = interrupts.say
 
 # machine, data, tokenizer, loss
 try:
@@ -118,7 +121,7 @@ device_type = device.split(':')[0]
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
 data = {'source': meta['source'] if meta else 'bins without meta.json, taken as GPT-2 tokens',
         'tokens': {'train': len(train_data), 'val': len(val_data)},
-        'sha256': {split: meta['splits'][split]['sha256'] for split in ('train', 'val')} if meta else {}}
+        'fingerprint': {'train': bins.fingerprint(train_data), 'val': bins.fingerprint(val_data)}}
 build = {'torch': str(torch.__version__), 'threads': torch.get_num_threads(), 'device': device_type, 'dtype': dtype,
          'compiled': compiled}  # what the last bits of a run depend on
 val_starts = bins.val_windows(len(val_data), block_size, eval_iters * batch_size)
@@ -134,6 +137,8 @@ if init_from == 'scratch':
 else:
     path = f'{out_dir}/ckpt.pt' if resume else init_from
     try:
+        if resume and not eval_only and os.path.exists(path):
+            lock = rundir.claim(out_dir)  # from here on nobody else writes the checkpoint that is read now
         start = checkpoint.load(path)
         changed, forbidden = checkpoint.differences(start, config, data, build) if resume else ([], [])
         raw_model, its_tokenizer, _ = checkpoint.restore(start, dropout=dropout)
@@ -160,20 +165,17 @@ optimizer = torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay
                                {'params': vectors, 'weight_decay': 0.0}],
                               lr=learning_rate, betas=(beta1, beta2), fused=device_type in ('cuda', 'cpu'))
 
-# what a resumed run takes up
+# where it begins, or goes on
 iter_num, best_val_loss = 0, float('inf')
 progress = {'last_eval': -1,      # iteration of the last evaluation
             'without_gain': 0,    # evaluations since the last improvement
             'seconds': 0.0,       # of training, over all starts
             'wandb_run_id': ''}
 if resume:
-    iter_num, best_val_loss, progress = start['iter_num'], start['best_val_loss'], start['progress']
-    settings = [{key: group[key] for key in ('weight_decay', 'betas', 'fused')} for group in optimizer.param_groups]
-    optimizer.load_state_dict(start['optimizer'])
-    for group, own in zip(optimizer.param_groups, settings, strict=True):  # these may change
-        group.update(own)
-    if start['scaler']:
-        scaler.load_state_dict(start['scaler'])
+    try:
+        iter_num, best_val_loss, progress = checkpoint.resume(start, optimizer, scaler)
+    except ValueError as e:
+        fail(e)
 start = None  # free the memory
 
 
@@ -191,7 +193,7 @@ def learning_rate_at(it):
 
 def read(tokens, starts):
     """Inputs and targets (B, block_size) on the device; from pinned memory the copy runs beside the GPU's work."""
-    pair = map(torch.from_numpy, bins.read_windows(tokens, starts, block_size))
+    pair = map(torch.from_numpy, bins.read_windows(bins.unchanged(tokens), starts, block_size))
     if device_type == 'cuda':
         return [x.pin_memory().to(device, non_blocking=True) for x in pair]
     return [x.to(device) for x in pair]
@@ -227,23 +229,30 @@ def show_sample():
     say('    ' + ' '.join(text.split()))
 
 
-def save(name, **more):
+def save(best=False):
+    """Write ckpt.pt, or best.pt, which has no optimizer."""
+    contents = {**checkpoint.describe(raw_model, tokenizer, loss, criterion), 'iter_num': iter_num,
+                'best_val_loss': best_val_loss, 'config': config, 'data': data, 'machine': build,
+                'progress': {**progress, 'seconds': progress['seconds'] + time.perf_counter() - t_start}}
     try:
-        checkpoint.save({**checkpoint.describe(raw_model, tokenizer, loss, criterion), 'iter_num': iter_num,
-                         'best_val_loss': best_val_loss, 'config': config, 'data': data, 'machine': build,
-                         'progress': {**progress, 'seconds': progress['seconds'] + time.perf_counter() - t_start},
-                         **more}, f'{out_dir}/{name}')
+        os.fsync(metrics.fileno())  # no checkpoint is ahead of its metrics
+        if best:
+            checkpoint.save(contents, f'{out_dir}/best.pt')
+        else:
+            state = {'optimizer': optimizer.state_dict(), 'scaler': scaler.state_dict()}
+            rundir.save_last(contents | state, out_dir, keep_checkpoints)
     except (OSError, RuntimeError) as e:  # a full disk, say: torch has its own error for it
-        fail(f'{out_dir}/{name} could not be saved ({str(e).splitlines()[0]}); what was saved before is as it was')
-
-
-def save_all():
-    save('ckpt.pt', optimizer=optimizer.state_dict(), scaler=scaler.state_dict())
+        raise OSError(f'no checkpoint could be saved in {out_dir} ({str(e).splitlines()[0]}); what was saved before '
+                      'is as it was; make room, then --init_from=resume') from None
 
 
 def log(**values):
-    metrics.write(json.dumps({'iter': iter_num, **values}, allow_nan=False) + '\n')
-    metrics.flush()
+    try:
+        metrics.write(json.dumps({'iter': iter_num, **values}, allow_nan=False) + '\n')
+        metrics.flush()
+    except OSError as e:
+        raise OSError(f'{out_dir}/metrics.jsonl cannot be written ({e.strerror}); what was saved before is as it was; '
+                      'make room, then --init_from=resume') from None
     if wandb_log:
         wandb.log({'iter': iter_num, **values})
 
@@ -273,14 +282,13 @@ if eval_only:
 # the folder: an earlier run in it is moved aside, or continued
 try:
     if not resume:
-        if aside := checkpoint.set_aside(out_dir):
+        lock = rundir.claim(out_dir)
+        if aside := rundir.set_aside(out_dir):
             say(f'{out_dir} held an earlier run, which is now in {aside} (to go on with one: --init_from=resume)')
-    os.makedirs(out_dir, exist_ok=True)
-    if resume:
-        checkpoint.trim_metrics(f'{out_dir}/metrics.jsonl', iter_num, progress['last_eval'])
+    rundir.trim_metrics(out_dir, iter_num, progress['last_eval'])
     metrics = open(f'{out_dir}/metrics.jsonl', 'a', encoding='utf-8')
 except OSError as e:
-    fail(f'--out_dir={out_dir} cannot be written to: {e.strerror}; choose another')
+    fail(f'--out_dir={out_dir} cannot be used: {e.strerror or e}; choose another')
 if wandb_log:
     import wandb
     try:
@@ -291,18 +299,7 @@ if wandb_log:
     progress['wandb_run_id'] = run.id
     run.define_metric('*', step_metric='iter')
 
-# the first Ctrl-C or SIGTERM ends the run after this iteration, saved; the second at once
-stop = None
-
-
-def on_signal(number, frame):
-    global stop
-    stop = number
-    signal.signal(number, signal.SIG_DFL)
-
-
-signal.signal(signal.SIGINT, on_signal)
-signal.signal(signal.SIGTERM, on_signal)
+interrupts.listen()
 
 # -----------------------------------------------------------------------------
 # training loop
@@ -334,8 +331,8 @@ while True:
         if sample_tokens:
             show_sample()
         if better:
-            save('best.pt')
-        save_all()
+            save(best=True)
+        save()
         eval_seconds.append(time.perf_counter() - t_eval)
         t_log += eval_seconds[-1]  # not in an iteration's time
     if iter_num >= max_iters:
@@ -343,12 +340,16 @@ while True:
     if patience and progress['without_gain'] >= patience:
         say(f'stopping early: {patience} evaluations without improvement')
         break
-    if stop:
+    if interrupts.stop or interrupts.save:
         if not all(p.isfinite().all() for p in raw_model.parameters()):
             end = f'the weights are not finite at iteration {iter_num}'
-        elif progress['last_eval'] != iter_num:
-            save_all()
-        break
+            break
+        if progress['last_eval'] != iter_num:
+            save()
+        if interrupts.stop:
+            break
+        interrupts.save = False
+        say(f'saved at iteration {iter_num}, as SIGUSR1 asked')
 
     # forward and backward; the next batch is read while a GPU is at work
     total = torch.zeros((), device=device)
@@ -371,7 +372,7 @@ while True:
     bar.update()
 
     # log
-    if iter_num % log_interval == 0 or iter_num == max_iters or iter_num == first_iter + 1:
+    if iter_num % log_interval == 0 or iter_num in (1, max_iters):
         mean = total.item() * reported_scale
         if not math.isfinite(mean):
             end = f'the loss is {mean} at iteration {iter_num}'
@@ -395,9 +396,9 @@ if wandb_log:
 if end:
     kept = f'the last good checkpoint is in {out_dir}' if progress['last_eval'] >= 0 else 'no checkpoint was saved'
     fail(f'{end}; {kept}; lower --learning_rate (it was {lr:.2e}) or --grad_clip')
-if stop and iter_num < max_iters:
+if interrupts.stop and iter_num < max_iters:
     say(f'stopped and saved at iteration {iter_num}; to go on: the same command with --init_from=resume')
-    sys.exit(128 + stop)
+    sys.exit(128 + interrupts.stop)
 say(f'done: best validation {best_val_loss:.4f} nats a token (perplexity {perplexity(best_val_loss):.3f}), '
     f'{iter_num * tokens_per_iter:,} tokens' + ' of synthetic stories' * bool(meta and meta['synthetic']) +
     f', {tqdm.format_interval(progress["seconds"] + time.perf_counter() - t_start)}')

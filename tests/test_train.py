@@ -188,7 +188,7 @@ def test_wandb_offline(train, tmp_path):
     (['--init_from=README.md'], 'README.md is no checkpoint'),
     (['--device=cuda:77'], '--device=auto'),
     (['--block_size=1000000'], 'more than block_size=1000000'),
-    (['--out_dir=README.md/x'], 'cannot be written to'),
+    (['--out_dir=README.md/x'], 'cannot be used: Not a directory; choose another'),
     (['--n_head=3', '--dropout=1.5', '--lr=3'], 'n_embd % n_head'),
 ])
 def test_bad_input(train, flags, says):

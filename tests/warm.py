@@ -1,0 +1,67 @@
+"""A Python that has imported torch already and forks a process for each script it is asked to run, so
+that a test need not wait two seconds for the import. One JSON object a line on stdin:
+
+    {"command": [script, *flags], "cwd": ..., "env": {...}, "out": file, "err": file}   -> the process's id
+    {"wait": id}                                                                        -> its exit status, as a shell has it
+"""
+import atexit
+import json
+import os
+import resource
+import sys
+import types
+
+
+def script(job):
+    """What `python script flags` does, in this forked process; never returns."""
+    for fd, name, flags in ((0, os.devnull, os.O_RDONLY), (1, job['out'], os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
+                            (2, job['err'], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)):
+        os.dup2(os.open(name, flags, 0o600), fd)
+    for fd, mode, name in ((1, 'w', 'stdout'), (2, 'w', 'stderr')):
+        setattr(sys, name, open(fd, mode, encoding='utf-8', buffering=1 if fd == 2 else -1))
+    os.chdir(job['cwd'])
+    os.environ.update(job['env'])
+    torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
+    for what, limit in job['limits'].items():
+        resource.setrlimit(getattr(resource, what), (limit, limit))
+    path = os.path.abspath(job['command'][0])
+    sys.argv, sys.path[0] = job['command'], os.path.dirname(path)
+    module = sys.modules['__main__'] = types.ModuleType('__main__')
+    module.__file__ = job['command'][0]
+    status = 0
+    try:
+        with open(path, encoding='utf-8') as f:
+            exec(compile(f.read(), path, 'exec'), module.__dict__)
+    except SystemExit as e:
+        status = e.code if isinstance(e.code, int) else int(e.code is not None)
+        if isinstance(e.code, str):
+            print(e.code, file=sys.stderr)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        status = 1
+    try:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        status = 120
+    os._exit(status)
+
+
+if __name__ == '__main__':
+    import numpy  # noqa: F401
+    import tiktoken  # noqa: F401
+    import tokenizers  # noqa: F401
+    import torch
+    import torch._dynamo  # noqa: F401  (an optimizer imports it)
+    import tqdm  # noqa: F401
+    for line in sys.stdin:
+        job = json.loads(line)
+        if 'wait' in job:
+            answer = os.waitstatus_to_exitcode(os.waitpid(job['wait'], 0)[1])
+            answer = answer if answer >= 0 else 128 - answer
+        else:
+            answer = os.fork()
+            if not answer:
+                script(job)
+        print(answer, flush=True)
