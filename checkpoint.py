@@ -29,7 +29,7 @@ KEYS = {'model': dict, 'model_args': dict, 'activation': str, 'tokenizer': dict,
 
 
 def save(checkpoint, path):
-    """Write aside, flush, rename: a kill at any instant leaves the old file or the new one."""
+    """Write aside, flush, rename: a kill at any instant leaves the old file or the new one. Raises OSError."""
     aside = f'{path}.partial'
     try:
         with open(aside, 'wb') as f:
@@ -41,8 +41,10 @@ def save(checkpoint, path):
             folder = os.open(os.path.dirname(path) or '.', os.O_RDONLY)
             os.fsync(folder)
             os.close(folder)
-    except BaseException:
+    except BaseException as e:
         Path(aside).unlink(missing_ok=True)
+        if isinstance(e, RuntimeError) and isinstance(e.__context__, OSError):
+            raise e.__context__ from None  # torch hides what the disk said
         raise
 
 

@@ -241,9 +241,9 @@ def save(best=False):
         else:
             state = {'optimizer': optimizer.state_dict(), 'scaler': scaler.state_dict()}
             rundir.save_last(contents | state, out_dir, keep_checkpoints)
-    except (OSError, RuntimeError) as e:  # a full disk, say: torch has its own error for it
-        raise OSError(f'no checkpoint could be saved in {out_dir} ({str(e).splitlines()[0]}); what was saved before '
-                      'is as it was; make room, then --init_from=resume') from None
+    except OSError as e:
+        raise OSError(f'no checkpoint could be saved in {out_dir} ({e.strerror}); what was saved before is as it was; '
+                      'make room, then --init_from=resume') from None
 
 
 def log(**values):

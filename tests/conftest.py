@@ -37,7 +37,8 @@ def warm():
     """The Python of warm.py; it ends with this one, since its stdin does."""
     return subprocess.Popen([sys.executable, ROOT / 'tests/warm.py'], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                             text=True, cwd=ROOT, start_new_session=True,
-                            env={**os.environ, 'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1'})
+                            env={**os.environ, 'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1',
+                                 'OMP_WAIT_POLICY': 'passive'})  # threads of two tests share the cores
 
 
 def ask(**job):
@@ -51,8 +52,24 @@ class Started:
 
     def __init__(self, *command, cwd=ROOT, limits=None, **env):
         self.files = [tempfile.mktemp(suffix=name) for name in ('.out', '.err')]
+        self.status = None
         self.pid = ask(command=[*map(str, command)], cwd=str(cwd), env={'OMP_NUM_THREADS': '1', **env},
                        out=self.files[0], err=self.files[1], limits=limits or {})
+
+    def send(self, number):
+        """A signal; to one that has ended already, nothing."""
+        if not self.ended():
+            os.kill(self.pid, number)
+
+    def ended(self):
+        with open(f'/proc/{self.pid}/stat') as f:  # not waited for yet, so its number is its own
+            return f.read().rpartition(')')[2].split()[0] == 'Z'
+
+    def kill(self):
+        """Make sure that a test leaves no process behind."""
+        if self.status is None:
+            os.kill(self.pid, signal.SIGKILL)
+            self.finish()
 
     def output(self):
         """What it has said on stdout until now."""
@@ -61,12 +78,12 @@ class Started:
     def finish(self, timeout=120):
         timer = threading.Timer(timeout, os.kill, (self.pid, signal.SIGKILL))
         timer.start()
-        status = ask(wait=self.pid)
+        self.status = ask(wait=self.pid)
         timer.cancel()
         texts = [Path(name).read_text() for name in self.files]
         for name in self.files:
             os.unlink(name)
-        return status, *texts
+        return self.status, *texts
 
 
 def run(*command, timeout=120, **how):

@@ -1,0 +1,342 @@
+"""Nothing is ever lost: resumed runs end in the same bits, kills and faults leave a checkpoint that loads."""
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import checkpoint
+from conftest import ROOT, Started, run
+from test_train import TINY, read
+
+STEADY = [*TINY, '--dropout=0.1', '--gradient_accumulation_steps=2', '--eval_interval=4', '--log_interval=2']
+
+
+@pytest.fixture
+def begin(tiny_data, tmp_path):
+    """Starts train.py on the tiny data into tmp_path/run and does not wait; a Started."""
+    started = []
+
+    def start(*flags, folder='run', **how):
+        started.append(Started('train.py', *STEADY, f'--dataset={tiny_data}', f'--out_dir={tmp_path}/{folder}', *flags,
+                               **how))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, 'it never came'
+        time.sleep(0.002)
+
+
+def reached(process, iteration):
+    """A condition for wait_for: the process has logged this iteration."""
+    return lambda: f'\niter {iteration}: loss' in process.output() or process.ended()
+
+
+def same_run(a, b):
+    """The last checkpoints of two folders hold the same bits, and their metrics the same figures."""
+    a, b = Path(a), Path(b)
+    x, y = (checkpoint.load(folder / 'ckpt.pt') for folder in (a, b))
+    for x_part, y_part in ((x['model'], y['model']), *zip(x['optimizer']['state'].values(),
+                                                         y['optimizer']['state'].values(), strict=True)):
+        assert list(x_part) == list(y_part) and all(torch.equal(x_part[key], y_part[key]) for key in x_part)
+    for key in ('iter_num', 'best_val_loss', 'scaler', 'data'):
+        assert x[key] == y[key]
+    for progress in (x['progress'], y['progress']):
+        del progress['seconds']
+    assert x['progress'] == y['progress']
+    best = (checkpoint.load(folder / 'best.pt')['model'] for folder in (a, b))
+    assert all(torch.equal(*pair) for pair in zip(*(weights.values() for weights in best), strict=True))
+    figures = [[{key: value for key, value in line.items() if key != 'tokens_per_second'}
+                for line in read(folder / 'metrics.jsonl')] for folder in (a, b)]
+    assert figures[0] == figures[1]
+    steps = [(line['iter'], 'loss' in line) for line in figures[0]]
+    assert len(set(steps)) == len(steps)
+
+
+@pytest.mark.parametrize('loss', ['cross_entropy', 'mse', 'squentropy', 'cross_entropy_plus_mse'])
+@pytest.mark.parametrize('threads', [1, 2])
+def test_resume_is_exact(begin, tmp_path, loss, threads):
+    """Killed, stopped, ended and resumed, with dropout and accumulation: bit for bit the run that never stopped."""
+    flags = [f'--loss={loss}', '--lr_decay_iters=30', '--batch_size=8', '--n_embd=32']
+    env = {'OMP_NUM_THREADS': str(threads)}
+    assert begin(*flags, '--max_iters=30', folder='whole', **env).finish()[0] == 0
+    assert begin(*flags, '--max_iters=6', **env).finish()[0] == 0
+    resume = [*flags, '--init_from=resume', '--max_iters=30']
+    for number, iteration in ((signal.SIGKILL, 10), (signal.SIGTERM, 14), (signal.SIGKILL, 20)):
+        process = begin(*resume, **env)
+        wait_for(reached(process, iteration))
+        process.send(number)
+        assert process.finish()[0] in (0, 128 + number)
+    # evaluating and sampling more often draws no number that training needs; its metrics are compared elsewhere
+    status, _, err = begin(*resume, '--sample_tokens=3', **env).finish()
+    assert status == 0, err
+    for folder in ('whole', 'run'):  # the end at 6 was evaluated, as every end is
+        path = tmp_path / folder / 'metrics.jsonl'
+        path.write_text(''.join(json.dumps(line) + '\n' for line in read(path) if line['iter'] != 6))
+    same_run(tmp_path / 'whole', tmp_path / 'run')
+
+
+def test_resume_goes_on_with_the_scaler_and_patience(begin, tmp_path):
+    """In float16 the scaler's state, and the evaluations without improvement, count on after a stop."""
+    flags = ['--dtype=float16', '--device=cpu', '--patience=5', '--min_delta=100', '--max_iters=40']
+    assert begin(*flags, folder='whole').finish()[0] == 0
+    process = begin(*flags)
+    wait_for(reached(process, 10))
+    process.send(signal.SIGTERM)
+    assert process.finish()[0] == 143
+    status, out, err = begin(*flags, '--init_from=resume').finish()
+    assert status == 0 and 'stopping early: 5 evaluations' in out, err
+    same_run(tmp_path / 'whole', tmp_path / 'run')
+    saved = checkpoint.load(tmp_path / 'run/ckpt.pt')
+    assert saved['iter_num'] == 20 and saved['scaler']['_growth_tracker'] == 20
+
+
+def test_resume_says_what_changes(begin, tmp_path):
+    """Another number of threads and another learning rate are allowed and said."""
+    assert begin('--max_iters=2').finish()[0] == 0
+    status, out, err = begin('--max_iters=4', '--init_from=resume', '--learning_rate=0.02', OMP_NUM_THREADS='2').finish()
+    assert status == 0 and 'learning_rate 0.01 -> 0.02' in out, err
+    assert 'threads 1 -> 2 (so not the same bits)' in out and 'max_iters 2 -> 4' in out
+
+
+def survive(begin, tmp_path, kills, seed):
+    """Kill and resume a run `kills` times, every second time in the middle of a save; how many hit a save."""
+    rng = random.Random(seed)
+    folder, hit = tmp_path / 'run', 0
+    flags = ['--max_iters=400', '--loss=squentropy', '--keep_checkpoints=2', '--n_embd=64']
+    assert begin(*flags, folder='whole').finish()[0] == 0
+    process = begin(*flags)
+    for n in range(kills):
+        before = checkpoint.load(folder / 'ckpt.pt')['iter_num'] if (folder / 'ckpt.pt').exists() else -1
+        wait_for(lambda: (folder / 'metrics.jsonl').exists() or process.ended())
+        if n % 2:
+            wait_for(lambda: any(folder.glob('*.partial')) or process.ended())
+            time.sleep(rng.uniform(0, 0.003))
+        else:
+            time.sleep(rng.uniform(0, 0.6))
+        process.send(signal.SIGKILL)
+        status, _, err = process.finish()
+        assert status == 137 and err == '', (status, err)
+        names = {path.name for path in folder.iterdir()}
+        partial = {name for name in names if name.endswith('.partial')}
+        numbered = {name for name in names - partial if name.startswith('ckpt-')}
+        assert names - partial - numbered <= {'ckpt.pt', 'best.pt', 'metrics.jsonl', 'lock'}
+        assert len(partial) <= 1 and len(numbered) <= 3  # the newest may be written before the oldest goes
+        hit += bool(partial)
+        for name in names - partial - {'metrics.jsonl', 'lock'}:
+            assert checkpoint.restore(checkpoint.load(folder / name))
+        if 'ckpt.pt' in names:
+            assert checkpoint.load(folder / 'ckpt.pt')['iter_num'] >= before
+        process = begin(*flags, *['--init_from=resume'] * ('ckpt.pt' in names))
+    status, _, err = process.finish()
+    assert status == 0, err
+    assert sorted(os.listdir(folder)) == ['best.pt', 'ckpt-396.pt', 'ckpt-400.pt', 'ckpt.pt', 'lock', 'metrics.jsonl']
+    same_run(tmp_path / 'whole', folder)
+    return hit
+
+
+def test_kills(begin, tmp_path):
+    """Six kills, three of them into a save: always a checkpoint that loads, and in the end the same bits."""
+    survive(begin, tmp_path, 6, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('seed', range(1, 11))
+def test_a_hundred_kills(begin, tmp_path, seed):
+    """Ten of a hundred kills at random instants."""
+    print('kills in the middle of a save:', survive(begin, tmp_path, 10, seed))
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_save(begin, tmp_path, number):
+    """Ctrl-C, SIGTERM and a closed terminal finish the iteration, save, say how to go on, and end with 128 + number."""
+    process = begin('--max_iters=100000', '--eval_interval=100000')
+    wait_for(reached(process, 6))
+    process.send(number)
+    status, out, err = process.finish()
+    assert status == 128 + number and '--init_from=resume' in out and err == ''
+    last = checkpoint.load(tmp_path / 'run/ckpt.pt')['iter_num']
+    assert last >= 6 and f'saved at iteration {last};' in out
+
+
+def test_second_interrupt_leaves_at_once(begin, tmp_path):
+    """A second Ctrl-C does not wait for the iteration's end; what was saved stays."""
+    process = begin('--max_iters=100000', '--eval_interval=100000', '--gradient_accumulation_steps=10000000')
+    wait_for((tmp_path / 'run/ckpt.pt').exists)
+    time.sleep(0.3)
+    process.send(signal.SIGINT)
+    time.sleep(0.3)
+    assert not process.ended()
+    process.send(signal.SIGINT)
+    status, out, err = process.finish(timeout=20)
+    assert status == 130 and 'stopped and saved' not in out and 'Traceback' not in err
+    assert checkpoint.load(tmp_path / 'run/ckpt.pt')['iter_num'] == 0
+
+
+def test_sigusr1_saves_and_goes_on(begin, tmp_path):
+    """SIGUSR1 makes a checkpoint of now, and changes nothing of the run; before training it does no harm."""
+    flags = ['--max_iters=60', '--eval_interval=60']
+    assert begin(*flags, folder='whole').finish()[0] == 0
+    process = begin(*flags)
+    wait_for(reached(process, 4))
+    process.send(signal.SIGUSR1)
+    wait_for(lambda: 'as SIGUSR1 asked' in process.output())
+    assert 4 <= checkpoint.load(tmp_path / 'run/ckpt.pt')['iter_num'] < 60
+    assert process.finish()[0] == 0
+    same_run(tmp_path / 'whole', tmp_path / 'run')
+
+
+def test_nobody_reads(tiny_data, tmp_path):
+    """In a pipe to head, a run saves and ends when head has gone, without a traceback."""
+    command = [sys.executable, 'train.py', *STEADY, f'--dataset={tiny_data}', f'--out_dir={tmp_path}/run',
+               '--max_iters=100000', '--eval_interval=100000']
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          env={**os.environ, 'OMP_NUM_THREADS': '1'}) as process:
+        for line in process.stdout:
+            if line.startswith('iter 2:'):
+                break
+        process.stdout.close()
+        assert process.wait(60) == 128 + signal.SIGPIPE
+        assert process.stderr.read() == ''
+    assert checkpoint.load(tmp_path / 'run/ckpt.pt')['iter_num'] >= 2
+
+
+def faulty(process, says, folder):
+    """The run ends with status 1 and one line that says so; the checkpoint is as it was, nothing is left half written."""
+    before = (folder / 'ckpt.pt').read_bytes()
+    status, _, err = process.finish()
+    assert status == 1 and says in err and err.count('\n') == 1, err
+    assert (folder / 'ckpt.pt').read_bytes() == before and not list(folder.glob('*.partial'))
+
+
+def test_disk_full_while_saving(begin, tmp_path):
+    """Where a checkpoint does not fit, the earlier one stays."""
+    assert begin('--max_iters=4').finish()[0] == 0
+    size = (tmp_path / 'run/ckpt.pt').stat().st_size
+    for limit in (size - 1, size // 2, 5000):
+        faulty(begin('--init_from=resume', limits={'RLIMIT_FSIZE': limit}), 'no checkpoint could be saved',
+               tmp_path / 'run')
+
+
+def test_disk_full_while_logging(begin, tmp_path):
+    """Where metrics.jsonl does not fit, the run says so, and a resumed one has each line once."""
+    assert begin('--max_iters=4').finish()[0] == 0
+    size = (tmp_path / 'run/metrics.jsonl').stat().st_size
+    faulty(begin('--init_from=resume', '--eval_interval=100', limits={'RLIMIT_FSIZE': size + 150}),
+           'metrics.jsonl cannot be written', tmp_path / 'run')
+    assert begin('--init_from=resume').finish()[0] == 0
+    assert [m['iter'] for m in read(tmp_path / 'run/metrics.jsonl') if 'loss' in m] == [1, *range(2, 41, 2)]
+
+
+def test_really_full_disk(begin, tmp_path):
+    """The same on a file system of 600 KB that other files fill."""
+    small = tmp_path / 'run'
+    small.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=600k', 'tmpfs', small], capture_output=True).returncode:
+        pytest.skip('a small file system can only be mounted by root')
+    try:
+        assert begin('--max_iters=4').finish()[0] == 0
+        free = shutil.disk_usage(small).free
+        (small / 'others').write_bytes(b'x' * (free - 8192))
+        faulty(begin('--init_from=resume'), 'No space left on device', small)
+        (small / 'others').unlink()
+        status, _, err = begin('--init_from=resume').finish()
+        assert status == 0, err
+    finally:
+        subprocess.run(['umount', small], check=True)
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+@pytest.mark.parametrize('what', ['deleted', 'cut', 'written over', 'replaced'])
+def test_data_that_changes(begin, tiny_data, tmp_path, split, what):
+    """A bin that vanishes or changes under a run ends it with one line, whatever way it changes."""
+    data = shutil.copytree(tiny_data, tmp_path / 'data')
+    process = begin(f'--dataset={data}', '--max_iters=1000000', f'--eval_interval={50 if split == "val" else 1000000}')
+    wait_for(reached(process, 4))
+    path = data / f'{split}.bin'
+    if what == 'deleted':
+        path.unlink()
+    elif what == 'cut':
+        os.truncate(path, 10)
+    elif what == 'written over':
+        path.write_bytes(path.read_bytes()[::-1])
+    else:
+        shutil.copy(path, tmp_path / 'new')
+        os.replace(tmp_path / 'new', path)
+    status, _, err = process.finish()
+    assert status == 1 and f'{split}.bin was changed or deleted' in err and err.count('\n') == 1, err
+    assert checkpoint.load(tmp_path / 'run/ckpt.pt')
+
+
+def test_out_of_memory(begin, tmp_path):
+    """Memory that does not suffice is one line with a way out; the checkpoint stays."""
+    assert begin('--max_iters=4').finish()[0] == 0
+    before = (tmp_path / 'run/ckpt.pt').read_bytes()
+    for flags in (['--batch_size=200000', '--n_embd=512', '--eval_iters=1'], ['--n_embd=50000']):
+        status, _, err = begin(*flags, folder='huge', limits={'RLIMIT_AS': 6 * 2**30}).finish()
+        assert status == 1 and 'out of memory' in err and 'lower --batch_size' in err and err.count('\n') == 1, err
+    assert (tmp_path / 'run/ckpt.pt').read_bytes() == before
+
+
+def test_one_process_a_folder(begin, tmp_path):
+    """A second run in a folder is refused while the first lives, resumed or not; the lock of a dead one is not in the way."""
+    first = begin('--max_iters=1000000', '--eval_interval=1000000')
+    wait_for(reached(first, 2))
+    for flags in ([], ['--init_from=resume']):
+        status, _, err = begin('--max_iters=4', *flags).finish()
+        assert status == 1 and err.count('\n') == 1 and 'another training process is at work there' in err, err
+    assert not first.ended() and sorted(os.listdir(tmp_path)) == ['run']
+    assert begin('--init_from=resume', '--eval_only=True').finish()[0] == 0  # only looks
+    first.send(signal.SIGKILL)
+    assert first.finish()[0] == 137
+    assert begin('--init_from=resume', '--max_iters=4').finish()[0] == 0
+    status, out, _ = begin('--max_iters=2').finish()
+    assert status == 0 and 'run.1' in out and sorted(os.listdir(tmp_path)) == ['run', 'run.1']
+
+
+def test_keep_checkpoints(begin, tmp_path):
+    """The last N stay by iteration; a run goes back by copying one over ckpt.pt, and overtakes those from its future."""
+    folder = tmp_path / 'run'
+
+    def kept():
+        return sorted(int(path.stem[5:]) for path in folder.glob('ckpt-*.pt'))
+    assert begin('--max_iters=16', '--keep_checkpoints=3', '--lr_decay_iters=20').finish()[0] == 0
+    assert kept() == [8, 12, 16] and checkpoint.load(folder / 'ckpt-8.pt')['iter_num'] == 8
+    assert (folder / 'ckpt.pt').samefile(folder / 'ckpt-16.pt')
+    shutil.copytree(folder, tmp_path / 'whole')
+    (folder / 'ckpt-16.pt').unlink()
+    shutil.copy(folder / 'ckpt-8.pt', folder / 'ckpt.pt')
+    status, _, err = begin('--max_iters=16', '--keep_checkpoints=3', '--lr_decay_iters=20',
+                           '--init_from=resume').finish()
+    assert status == 0 and kept() == [8, 12, 16], err
+    same_run(tmp_path / 'whole', folder)
+    status, out, _ = begin('--max_iters=2').finish()  # all of them are moved aside
+    assert status == 0 and kept() == [] and len(list((tmp_path / 'run.1').glob('ckpt-*.pt'))) == 3
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
+def test_resume_on_cuda(begin, tmp_path):
+    """On a GPU the resumed run has the batches and the schedule of the other one; losses agree up to rounding."""
+    flags = ['--device=cuda', '--lr_decay_iters=30', '--loss=squentropy']
+    assert begin(*flags, '--max_iters=30', folder='whole').finish()[0] == 0
+    assert begin(*flags, '--max_iters=10').finish()[0] == 0
+    assert begin(*flags, '--max_iters=30', '--init_from=resume').finish()[0] == 0
+    a, b = ([(m['lr'], m['loss']) for m in read(tmp_path / folder / 'metrics.jsonl') if 'loss' in m and m['iter'] > 10]
+            for folder in ('whole', 'run'))
+    assert [lr for lr, _ in a] == [lr for lr, _ in b]
+    assert [loss for _, loss in a] == pytest.approx([loss for _, loss in b], rel=2e-2)
