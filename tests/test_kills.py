@@ -123,8 +123,10 @@ def survive(begin, tmp_path, kills, seed):
     for n in range(kills):
         before = checkpoint.load(folder / 'ckpt.pt')['iter_num'] if (folder / 'ckpt.pt').exists() else -1
         wait_for(lambda: (folder / 'metrics.jsonl').exists() or process.ended())
-        if n % 2:
-            wait_for(lambda: any(folder.glob('*.partial')) or process.ended())
+        if n % 2:  # a file comes, goes, or changes its name
+            time.sleep(rng.uniform(0, 0.3))
+            now = folder.stat().st_mtime_ns
+            wait_for(lambda: folder.stat().st_mtime_ns != now or process.ended())
             time.sleep(rng.uniform(0, 0.003))
         else:
             time.sleep(rng.uniform(0, 0.6))
