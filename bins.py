@@ -37,7 +37,7 @@ def read_meta(folder):
     if not path.exists():
         if (pickle := path.with_suffix('.pkl')).exists():
             raise ValueError(f'{pickle} is not opened: a pickle can run any code. Prepare the text with '
-                             "data/tinystories/prepare.py --input=...; or, if the bins hold GPT-2's tokens, move it away")
+                             "data/tinystories/prepare.py --input=...; or, if these are GPT-2's tokens, move it away")
         return None
     try:
         if path.stat().st_size > 2**20:

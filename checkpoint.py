@@ -170,6 +170,27 @@ def differences(checkpoint, config, data, machine):
     return changed, forbidden
 
 
+def begin(checkpoint, resume, config, data, machine, tokenizer):
+    """(model, changes) of a run that begins with a checkpoint's weights, or resumes it: see differences().
+
+    Raises ValueError where the checkpoint does not fit the run.
+    """
+    path = checkpoint['path']
+    changed, forbidden = differences(checkpoint, config, data, machine) if resume else ([], [])
+    if forbidden:
+        raise ValueError(f"{path} can't be resumed as another run: {', '.join(forbidden)}; resume with the same "
+                         f'config, or begin a new run from its weights: --init_from={path} --out_dir=...')
+    model, its_tokenizer, _ = restore(checkpoint, dropout=config['dropout'])
+    if its_tokenizer.to_dict() != tokenizer.to_dict():
+        raise ValueError(f"{path} has another tokenizer ({its_tokenizer.kind}, {its_tokenizer.vocab_size} ids) than "
+                         f"--dataset={config['dataset']} ({tokenizer.kind}, {tokenizer.vocab_size} ids); train on the "
+                         'data it was made with')
+    if config['block_size'] > model.config.block_size:
+        raise ValueError(f"--block_size={config['block_size']} is more than the {model.config.block_size} of {path}; "
+                         'ask for no more')
+    return model, changed
+
+
 def resume(checkpoint, optimizer, scaler):
     """Give the optimizer and the scaler their saved state; (iter_num, best_val_loss, progress).
 

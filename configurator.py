@@ -127,8 +127,9 @@ def configure(settings, rules=(), argv=None):
 
 def fail(*messages, status=1):
     """Say on stderr what is wrong, one line 'error: message' each, and exit with this status."""
-    for message in messages:
-        print('error: ' + printable(message), file=sys.stderr)
+    rank = os.environ.get('RANK', '0')  # of the processes that torchrun starts, all make the same mistakes in settings
+    for message in messages if rank == '0' or status != 2 else ():
+        print('error: ' + f'process {rank}: ' * (rank != '0') + printable(message), file=sys.stderr)
     raise SystemExit(status)
 
 

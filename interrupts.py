@@ -16,11 +16,13 @@ from tqdm import tqdm
 
 from configurator import fail
 
-stop = None   # number of the signal that asks the run to end
+stop = 0      # number of the signal that asks the run to end
 save = False  # whether a signal asked for a checkpoint
 way_out = ''  # what to do where the memory does not suffice
 
 NO_MEMORY = re.compile("out of memory|can't allocate memory|cannot allocate memory|not enough memory", re.IGNORECASE)
+
+LOST = re.compile('connection (closed|reset|refused)|broken pipe|NCCL|heartbeat', re.IGNORECASE)
 
 
 def quiet(hint):
@@ -80,6 +82,8 @@ def explain(kind, error, traceback):
     if issubclass(kind, MemoryError) or issubclass(kind, RuntimeError) and NO_MEMORY.search(str(error)):
         reason = ' '.join(str(error).split('. GPU')[0].split())[:200]
         message = f'out of memory ({reason or kind.__name__}); {way_out}'
+    elif 'RANK' in os.environ and issubclass(kind, RuntimeError) and LOST.search(str(error)):
+        message = 'another process has ended; what ended it stands above'
     elif issubclass(kind, OSError):
         message = str(error)
     else:

@@ -5,15 +5,18 @@ from contextlib import nullcontext
 import torch
 
 
-def choose(device='auto', dtype='auto'):
+def choose(device='auto', dtype='auto', local_rank=None):
     """(device, dtype, autocast, reason): names, a context for the forward pass, why this choice.
 
+    local_rank: of a process among those that torchrun started on this machine; each takes its own GPU.
     Raises ValueError where the device that is asked for is not there.
     """
     why_device = why_dtype = 'asked for'
     if device == 'auto':
         device, why_device = ('cuda', 'a CUDA GPU is there') if torch.cuda.is_available() else \
             ('mps', 'an Apple GPU is there') if torch.backends.mps.is_available() else ('cpu', 'no GPU is there')
+    if device == 'cuda' and local_rank is not None:
+        device = f'cuda:{local_rank}'
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as e:

@@ -14,24 +14,77 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 import checkpoint
+import processes
 
 
-def claim(out_dir):
-    """Make the folder this process's own until it ends, however it ends; the lock, to be kept.
+SAFE = 'what was saved before is as it was; make room, then --init_from=resume'
 
-    What a killed process had half written is deleted. Raises OSError: another process is at work in
-    the folder, or nothing can be written there.
+
+class RunDir:
+    """The folder of a run, this process's own until it ends, however it ends.
+
+    What a killed process had half written is deleted. Raises OSError with one clear line, here and in
+    its methods: another process is at work in the folder, or nothing can be written there.
     """
-    os.makedirs(out_dir, exist_ok=True)
-    lock = FileLock(f'{out_dir}/lock', timeout=0)
+
+    def __init__(self, out_dir):
+        self.path, self.metrics = Path(out_dir), None
+        self.lock = FileLock(self.path / 'lock', timeout=0)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock.acquire()
+            for name in ('ckpt*.pt.partial', 'best.pt.partial', 'metrics.jsonl.partial'):
+                for partial in self.path.glob(name):
+                    partial.unlink()
+        except Timeout:
+            raise OSError(f'--out_dir={out_dir} cannot be used: another training process is at work there; wait for '
+                          'its end, or choose another') from None
+        except OSError as e:
+            raise OSError(f'--out_dir={out_dir} cannot be used: {e.strerror}; choose another') from None
+
+    def begin(self, resume, iter_num, last_eval):
+        """Open metrics.jsonl for a resumed run, without what was logged after its checkpoint, since it logs
+        that again; or for a new one: then an earlier run is moved aside, to the folder that is returned."""
+        try:
+            aside = None if resume else set_aside(self.path)
+            trim_metrics(self.path / 'metrics.jsonl', iter_num, last_eval)
+            self.metrics = open(self.path / 'metrics.jsonl', 'a', encoding='utf-8')
+            return aside
+        except OSError as e:
+            raise OSError(f'--out_dir={self.path} cannot be used: {e}; choose another') from None
+
+    def log(self, **values):
+        """A line of metrics.jsonl. Raises OSError."""
+        try:
+            self.metrics.write(json.dumps(values, allow_nan=False) + '\n')
+            self.metrics.flush()
+        except OSError as e:
+            raise OSError(f'{self.path}/metrics.jsonl cannot be written ({e.strerror}); {SAFE}') from None
+
+    def save(self, contents, best=False, keep=0):
+        """Write best.pt, or ckpt.pt; that with keep > 0 as ckpt-<iteration>.pt too, of which the last `keep`
+        up to here stay. Raises OSError."""
+        try:
+            os.fsync(self.metrics.fileno())  # no checkpoint is ahead of its metrics
+            last = self.path / ('best.pt' if best else 'ckpt.pt')
+            path = self.path / f"ckpt-{contents['iter_num']}.pt" if keep else last
+            checkpoint.save(contents, path)
+            if keep:
+                link(path, last)
+                for path in [path for n, path in numbered(self.path).items() if n <= contents['iter_num']][:-keep]:
+                    path.unlink()
+        except OSError as e:
+            raise OSError(f'no checkpoint could be saved in {self.path} ({e.strerror}); {SAFE}') from None
+
+
+def link(path, name):
+    """Give a file a second name, in place of what had it; at any instant one of the two is there."""
+    partial = Path(f'{name}.partial')
     try:
-        lock.acquire()
-    except Timeout:
-        raise OSError('another training process is at work there; wait for its end') from None
-    for name in ('ckpt*.pt.partial', 'best.pt.partial', 'metrics.jsonl.partial'):
-        for partial in Path(out_dir).glob(name):
-            partial.unlink()
-    return lock
+        os.link(path, partial)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, partial)
+    os.replace(partial, name)
 
 
 def numbered(out_dir):
@@ -55,29 +108,8 @@ def set_aside(out_dir):
     return aside
 
 
-def save_last(contents, out_dir, keep):
-    """Write ckpt.pt; with keep > 0 as ckpt-<iteration>.pt too, of which the last `keep` up to here stay.
-
-    Raises what checkpoint.save raises.
-    """
-    last = Path(out_dir) / 'ckpt.pt'
-    if not keep:
-        return checkpoint.save(contents, last)
-    checkpoint.save(contents, path := Path(out_dir) / f"ckpt-{contents['iter_num']}.pt")
-    partial = Path(f'{last}.partial')
-    try:
-        os.link(path, partial)  # the same bytes under two names
-    except OSError:  # a file system without links
-        shutil.copyfile(path, partial)
-    os.replace(partial, last)
-    earlier = [path for n, path in numbered(out_dir).items() if n <= contents['iter_num']]
-    for path in earlier[:-keep]:
-        path.unlink()
-
-
-def trim_metrics(out_dir, iter_num, last_eval):
-    """Leave out of metrics.jsonl what was logged after the checkpoint: the resumed run logs it again."""
-    path = Path(out_dir) / 'metrics.jsonl'
+def trim_metrics(path, iter_num, last_eval):
+    """Leave out what was logged after iteration iter_num, and evaluations after last_eval."""
     if not path.exists():
         return
     kept = []
@@ -103,3 +135,11 @@ def newest(root='out'):
         raise FileNotFoundError(f'there is no checkpoint under {root}/; train first: '
                                 'python train.py config/train_tinystories_squentropy.py')
     return max(found, key=lambda path: path.stat().st_mtime).parent
+
+
+def restarted(out_dir):
+    """Whether torchrun has started its processes again, after an earlier start of the same run that left ckpt.pt."""
+    mine, path = False, f'{out_dir}/ckpt.pt'
+    if processes.first and int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) and os.path.exists(path):
+        mine = checkpoint.load(path).get('progress', {}).get('launch') == processes.launch
+    return bool(processes.agree(mine)[0])

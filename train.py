@@ -2,6 +2,7 @@
 
     python train.py config/train_tinystories_squentropy.py
     python train.py config/train_tinystories_squentropy.py --loss=mse --learning_rate=3e-4
+    torchrun --standalone --nproc_per_node=2 train.py config/train_tinystories_squentropy.py
 """
 from configurator import configure, fail
 
@@ -22,7 +23,7 @@ wandb_run_name = ''         # '' = the name of out_dir
 # -----------------------------------------------------------------------------
 # data
 dataset = 'tinystories/bpe' # a name under data/, or any folder with train.bin and val.bin
-batch_size = 8              # windows in a micro-batch
+batch_size = 8              # windows in a micro-batch (torchrun's processes share an iteration's windows)
 gradient_accumulation_steps = 1 # micro-batches in an iteration
 block_size = 256            # tokens in a window, the longest context
 seed = 1337                 # of initialisation, data order, dropout and samples
@@ -75,7 +76,6 @@ config = configure(globals(), rules=[
 ])
 # -----------------------------------------------------------------------------
 # setup (torch comes only now, so that --help and mistakes answer at once)
-import json
 import math
 import os
 import sys
@@ -92,6 +92,7 @@ import bins
 import checkpoint
 import losses
 import machine
+import processes
 import rng
 import rundir
 import sampling
@@ -99,11 +100,12 @@ from model import GPT, GPTConfig
 from tokenizer import Tokenizer
 
 out_dir = out_dir.replace('{loss}', loss)
-say = interrupts.say
+say = interrupts.say if processes.first else lambda text: None
 
 # machine, data, tokenizer, loss
 try:
-    device, dtype, autocast, why = machine.choose(device, dtype)
+    own_batch, micro_steps = processes.share(batch_size, gradient_accumulation_steps)  # of this process
+    device, dtype, autocast, why = machine.choose(device, dtype, processes.local_rank if processes.launched else None)
     compiled, why_compiled = machine.choose_compile(compile, device)
     folder = bins.find(dataset)
     meta = bins.read_meta(folder)
@@ -118,18 +120,22 @@ except ConnectionError as e:
 except (OSError, ValueError) as e:
     fail(e)
 device_type = device.split(':')[0]
+processes.start(device)
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
 data = {'source': meta['source'] if meta else 'bins without meta.json, taken as GPT-2 tokens',
         'tokens': {'train': len(train_data), 'val': len(val_data)},
         'fingerprint': {'train': bins.fingerprint(train_data), 'val': bins.fingerprint(val_data)}}
 build = {'torch': str(torch.__version__), 'threads': torch.get_num_threads(), 'device': device_type, 'dtype': dtype,
-         'compiled': compiled}  # what the last bits of a run depend on
+         'compiled': compiled, 'processes': processes.world}  # what the last bits of a run depend on
 val_starts = bins.val_windows(len(val_data), block_size, eval_iters * batch_size)
 reported_scale = losses.reported_scale(loss, tokenizer.vocab_size)
 tokens_per_iter = gradient_accumulation_steps * batch_size * block_size
 
 # model: new, or from a checkpoint
+if rundir.restarted(out_dir):
+    init_from = 'resume'
 resume = init_from == 'resume'
+here = None  # the run's folder, where this is the process that writes
 if init_from == 'scratch':
     torch.manual_seed(rng.torch_seed(rng.INIT, seed))
     raw_model = GPT(GPTConfig(block_size=block_size, vocab_size=tokenizer.vocab_size, n_layer=n_layer, n_head=n_head,
@@ -137,26 +143,18 @@ if init_from == 'scratch':
 else:
     path = f'{out_dir}/ckpt.pt' if resume else init_from
     try:
-        if resume and not eval_only and os.path.exists(path):
-            lock = rundir.claim(out_dir)  # from here on nobody else writes the checkpoint that is read now
+        if resume and processes.first and not eval_only and os.path.exists(path):
+            here = rundir.RunDir(out_dir)  # from here on nobody else writes the checkpoint that is read now
         start = checkpoint.load(path)
-        changed, forbidden = checkpoint.differences(start, config, data, build) if resume else ([], [])
-        raw_model, its_tokenizer, _ = checkpoint.restore(start, dropout=dropout)
+        raw_model, changed = checkpoint.begin(start, resume, config, data, build, tokenizer)
     except (OSError, ValueError) as e:
         fail(e)
-    if forbidden:
-        fail(f"{path} can't be resumed as another run: {', '.join(forbidden)}; resume with the same config, or begin a "
-             f'new run from its weights: --init_from={path} --out_dir=...')
     if changed:
         say(f"changed since this run was saved: {', '.join(changed)}")
-    if its_tokenizer.to_dict() != tokenizer.to_dict():
-        fail(f'{path} has another tokenizer ({its_tokenizer.kind}, {its_tokenizer.vocab_size} ids) than '
-             f'--dataset={dataset} ({tokenizer.kind}, {tokenizer.vocab_size} ids); train on the data it was made with')
-    if block_size > raw_model.config.block_size:
-        fail(f'--block_size={block_size} is more than the {raw_model.config.block_size} of {path}; ask for no more')
     config |= {name: getattr(raw_model.config, name) for name in ('n_layer', 'n_head', 'n_embd', 'bias', 'activation')}
 raw_model.to(device)
-model = torch.compile(raw_model) if compiled else raw_model
+local_model = torch.compile(raw_model) if compiled else raw_model
+model = processes.wrap(local_model)
 
 # optimizer: weight decay for matrices and embeddings, none for biases and layer norms
 matrices = [p for p in raw_model.parameters() if p.dim() >= 2]
@@ -170,13 +168,15 @@ iter_num, best_val_loss = 0, float('inf')
 progress = {'last_eval': -1,      # iteration of the last evaluation
             'without_gain': 0,    # evaluations since the last improvement
             'seconds': 0.0,       # of training, over all starts
-            'wandb_run_id': ''}
+            'wandb_run_id': '',
+            'launch': ''}         # of torchrun
 if resume:
     try:
         iter_num, best_val_loss, progress = checkpoint.resume(start, optimizer, scaler)
     except ValueError as e:
         fail(e)
 start = None  # free the memory
+progress['launch'] = processes.launch
 
 
 def learning_rate_at(it):
@@ -199,24 +199,26 @@ def read(tokens, starts):
     return [x.to(device) for x in pair]
 
 
-def train_batch(micro_batch):
-    """Micro-batch number `micro_batch`, counted from the beginning of training."""
-    return read(train_data, bins.train_windows(len(train_data), block_size, seed, micro_batch * batch_size, batch_size))
+def train_batch(it, micro_step):
+    """This process's part of an iteration: micro-batches are numbered over all steps, processes and iterations."""
+    number = (it * micro_steps + micro_step) * processes.world + processes.rank
+    return read(train_data, bins.train_windows(len(train_data), block_size, seed, number * own_batch, own_batch))
 
 
 @torch.no_grad()
 def evaluate():
     """Means a token over the fixed windows of val.bin: (training objective as reported, nats through the link)."""
-    model.eval()
-    sums = torch.zeros(2, dtype=torch.float64)
-    for i in range(0, len(val_starts), batch_size):
-        x, y = read(val_data, val_starts[i:i + batch_size])
+    local_model.eval()
+    batches = range(0, len(val_starts), batch_size)
+    sums = torch.zeros(len(batches), 2, dtype=torch.float64)  # summed at the end, whoever made them
+    for i in range(processes.rank, len(batches), processes.world):
+        x, y = read(val_data, val_starts[batches[i]:batches[i] + batch_size])
         with autocast:
-            hidden = model(x)
+            hidden = local_model(x)
         scores = losses.score(criterion, hidden, raw_model.lm_head.weight, y, tokenizer.vocab_size)
-        sums += torch.stack(scores).cpu().double().sum(1)
-    model.train()
-    objective, nats = (sums / (len(val_starts) * block_size)).tolist()
+        sums[i] = torch.stack(scores).cpu().double().sum(1)
+    local_model.train()
+    objective, nats = (processes.total(sums).sum(0) / (len(val_starts) * block_size)).tolist()
     return objective * reported_scale, nats
 
 
@@ -231,30 +233,19 @@ def show_sample():
 
 def save(best=False):
     """Write ckpt.pt, or best.pt, which has no optimizer."""
-    contents = {**checkpoint.describe(raw_model, tokenizer, loss, criterion), 'iter_num': iter_num,
-                'best_val_loss': best_val_loss, 'config': config, 'data': data, 'machine': build,
-                'progress': {**progress, 'seconds': progress['seconds'] + time.perf_counter() - t_start}}
-    try:
-        os.fsync(metrics.fileno())  # no checkpoint is ahead of its metrics
-        if best:
-            checkpoint.save(contents, f'{out_dir}/best.pt')
-        else:
-            state = {'optimizer': optimizer.state_dict(), 'scaler': scaler.state_dict()}
-            rundir.save_last(contents | state, out_dir, keep_checkpoints)
-    except OSError as e:
-        raise OSError(f'no checkpoint could be saved in {out_dir} ({e.strerror}); what was saved before is as it was; '
-                      'make room, then --init_from=resume') from None
+    if here:
+        now = {**progress, 'seconds': progress['seconds'] + time.perf_counter() - t_start}
+        state = {} if best else {'optimizer': optimizer.state_dict(), 'scaler': scaler.state_dict()}
+        here.save({**checkpoint.describe(raw_model, tokenizer, loss, criterion), 'iter_num': iter_num,
+                   'best_val_loss': best_val_loss, 'config': config, 'data': data, 'machine': build, 'progress': now,
+                   **state}, best, 0 if best else keep_checkpoints)
 
 
 def log(**values):
-    try:
-        metrics.write(json.dumps({'iter': iter_num, **values}, allow_nan=False) + '\n')
-        metrics.flush()
-    except OSError as e:
-        raise OSError(f'{out_dir}/metrics.jsonl cannot be written ({e.strerror}); what was saved before is as it was; '
-                      'make room, then --init_from=resume') from None
-    if wandb_log:
-        wandb.log({'iter': iter_num, **values})
+    if here:
+        here.log(iter=iter_num, **values)
+        if wandb_log:
+            wandb.log({'iter': iter_num, **values})
 
 
 def perplexity(nats):
@@ -272,24 +263,24 @@ say(f'model: {shape.n_layer} layers, {shape.n_head} heads, {shape.n_embd} wide, 
 say(f'loss: {loss}, ' + (str(criterion) if isinstance(criterion, losses.Family) else 'from losses.OWN'))
 say(f'run: {max_iters:,} iterations of {tokens_per_iter:,} tokens = '
     f'{max_iters * tokens_per_iter / len(train_data):.2f} epochs; into {out_dir}')
-say(f"machine: {why}, {torch.get_num_threads()} threads, {'compiled' if compiled else 'not compiled'} ({why_compiled})")
+say(f"machine: {why}, {torch.get_num_threads()} threads, {'compiled' if compiled else 'not compiled'} ({why_compiled})"
+    + f', {processes.world} processes' * (processes.world > 1))
 
 if eval_only:
     objective, nats = evaluate()
     say(f'iter {iter_num}: val loss {objective:.4f}, nats {nats:.4f} a token, perplexity {perplexity(nats):.3f}')
+    processes.part()
     sys.exit(None if math.isfinite(objective + nats) else 1)
 
 # the folder: an earlier run in it is moved aside, or continued
 try:
-    if not resume:
-        lock = rundir.claim(out_dir)
-        if aside := rundir.set_aside(out_dir):
+    if processes.first:
+        here = here or rundir.RunDir(out_dir)
+        if aside := here.begin(resume, iter_num, progress['last_eval']):
             say(f'{out_dir} held an earlier run, which is now in {aside} (to go on with one: --init_from=resume)')
-    rundir.trim_metrics(out_dir, iter_num, progress['last_eval'])
-    metrics = open(f'{out_dir}/metrics.jsonl', 'a', encoding='utf-8')
 except OSError as e:
-    fail(f'--out_dir={out_dir} cannot be used: {e.strerror or e}; choose another')
-if wandb_log:
+    fail(e)
+if wandb_log and here:
     import wandb
     try:
         run = wandb.init(project=wandb_project, name=wandb_run_name or os.path.basename(out_dir), dir=out_dir,
@@ -306,9 +297,10 @@ interrupts.listen()
 t_start = t_log = time.perf_counter()
 first_iter = last_log = iter_num
 eval_seconds = []
-bar = tqdm(total=max_iters, initial=iter_num, unit='it', disable=None, leave=False, dynamic_ncols=True)
+bar = tqdm(total=max_iters, initial=iter_num, unit='it', disable=None if here else True, leave=False,
+           dynamic_ncols=True)
 end = ''
-x, y = train_batch(iter_num * gradient_accumulation_steps)
+x, y = train_batch(iter_num, 0)
 while True:
     lr = learning_rate_at(iter_num)
     for group in optimizer.param_groups:
@@ -328,39 +320,42 @@ while True:
         say(f'iter {iter_num}: val loss {objective:.4f}, nats {nats:.4f} a token, '
             f'perplexity {perplexity(nats):.3f}' + ', the best so far' * better)
         log(val_loss=objective, val_nats=nats, val_perplexity=perplexity(nats), best_val_loss=best_val_loss)
-        if sample_tokens:
+        if sample_tokens and here:
             show_sample()
         if better:
             save(best=True)
         save()
         eval_seconds.append(time.perf_counter() - t_eval)
         t_log += eval_seconds[-1]  # not in an iteration's time
+    stop, asked = processes.agree(interrupts.stop, interrupts.save)
     if iter_num >= max_iters:
         break
     if patience and progress['without_gain'] >= patience:
         say(f'stopping early: {patience} evaluations without improvement')
         break
-    if interrupts.stop or interrupts.save:
+    if stop or asked:
         if not all(p.isfinite().all() for p in raw_model.parameters()):
             end = f'the weights are not finite at iteration {iter_num}'
             break
         if progress['last_eval'] != iter_num:
             save()
-        if interrupts.stop:
+        if stop:
             break
         interrupts.save = False
         say(f'saved at iteration {iter_num}, as SIGUSR1 asked')
 
     # forward and backward; the next batch is read while a GPU is at work
     total = torch.zeros((), device=device)
-    for micro_step in range(gradient_accumulation_steps):
+    for micro_step in range(micro_steps):
+        model.require_backward_grad_sync = micro_step == micro_steps - 1  # gradients meet once an iteration
         if dropout:
-            torch.manual_seed(rng.torch_seed(rng.DROPOUT, seed, iter_num, micro_step))
+            number = micro_step * processes.world + processes.rank  # of the micro-batch in this iteration
+            torch.manual_seed(rng.torch_seed(rng.DROPOUT, seed, iter_num, number))
         with autocast:
             micro_loss = losses.mean_loss(criterion, model(x), raw_model.lm_head.weight, y, tokenizer.vocab_size)
-            micro_loss = micro_loss / gradient_accumulation_steps
+            micro_loss = micro_loss / micro_steps
         total += micro_loss.detach()
-        x, y = train_batch(iter_num * gradient_accumulation_steps + micro_step + 1)
+        x, y = train_batch(iter_num, micro_step + 1)
         scaler.scale(micro_loss).backward()
     if grad_clip:
         scaler.unscale_(optimizer)
@@ -373,7 +368,7 @@ while True:
 
     # log
     if iter_num % log_interval == 0 or iter_num in (1, max_iters):
-        mean = total.item() * reported_scale
+        mean = processes.total(total.cpu()).item() / processes.world * reported_scale
         if not math.isfinite(mean):
             end = f'the loss is {mean} at iteration {iter_num}'
             break
@@ -391,14 +386,17 @@ bar.close()
 
 # -----------------------------------------------------------------------------
 # the end
-if wandb_log:
+if wandb_log and here:
     wandb.finish(exit_code=1 if end else 0)
+processes.part()
+if end and not here:
+    sys.exit(1)
 if end:
     kept = f'the last good checkpoint is in {out_dir}' if progress['last_eval'] >= 0 else 'no checkpoint was saved'
     fail(f'{end}; {kept}; lower --learning_rate (it was {lr:.2e}) or --grad_clip')
-if interrupts.stop and iter_num < max_iters:
+if stop and iter_num < max_iters:
     say(f'stopped and saved at iteration {iter_num}; to go on: the same command with --init_from=resume')
-    sys.exit(128 + interrupts.stop)
+    sys.exit(128 + stop)
 say(f'done: best validation {best_val_loss:.4f} nats a token (perplexity {perplexity(best_val_loss):.3f}), '
     f'{iter_num * tokens_per_iter:,} tokens' + ' of synthetic stories' * bool(meta and meta['synthetic']) +
     f', {tqdm.format_interval(progress["seconds"] + time.perf_counter() - t_start)}')

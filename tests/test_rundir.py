@@ -29,7 +29,7 @@ def test_trim_metrics(tmp_path):
     path = tmp_path / 'metrics.jsonl'
     lines = [{'iter': 10, 'loss': 1}, {'iter': 10, 'val_nats': 1}, {'iter': 15, 'loss': 1}, {'iter': 20, 'loss': 1}]
     path.write_text('\n'.join(map(json.dumps, lines)) + '\n{"iter": 2')
-    rundir.trim_metrics(tmp_path, 15, 10)
+    rundir.trim_metrics(path, 15, 10)
     assert [json.loads(line) for line in path.read_text().splitlines()] == lines[:3]
-    rundir.trim_metrics(tmp_path, 10, -1)
+    rundir.trim_metrics(path, 10, -1)
     assert [json.loads(line) for line in path.read_text().splitlines()] == lines[:1]
