@@ -16,11 +16,7 @@ world = int(os.environ.get('WORLD_SIZE', 1))       # how many there are
 local_rank = int(os.environ.get('LOCAL_RANK', 0))  # number of this process on its machine
 first = rank == 0                                  # the one that writes and speaks
 launched = 'TORCHELASTIC_RUN_ID' in os.environ     # by torchrun, perhaps as one process
-launch = ''                                        # which torchrun; the same when it starts its processes again
-if launched:
-    launch = os.environ['TORCHELASTIC_RUN_ID']
-    if launch == 'none':  # torchrun was given no id
-        launch = f'{socket.gethostname()}-{os.getppid()}'
+launches = []                                      # the torchruns of all machines; they stay when they start these again
 
 
 def start(device):
@@ -30,7 +26,21 @@ def start(device):
         if on_gpu:
             torch.cuda.set_device(device)
         # sums of figures and flags go through gloo on the CPU, so that no GPU waits for them
-        dist.init_process_group('cpu:gloo,cuda:nccl' if on_gpu else 'gloo')
+        backend, env, store = 'cpu:gloo,cuda:nccl' if on_gpu else 'gloo', os.environ, None
+        if env.get('TORCHELASTIC_USE_AGENT_STORE') == 'True' and env['GROUP_WORLD_SIZE'] == '1':
+            # torchrun's store outlives its restarts: without a fresh corner of it one may look for the dead
+            # (github.com/pytorch/pytorch/issues/135712). Several machines don't agree on the count.
+            store = dist.TCPStore(env['MASTER_ADDR'], int(env['MASTER_PORT']), is_master=False)
+            store = dist.PrefixStore(f"start {env['TORCHELASTIC_RESTART_COUNT']}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+        names = [''] * world
+        dist.all_gather_object(names, torchrun())
+        launches.extend(sorted(set(names)))
+
+
+def torchrun():
+    """The torchrun that started this process; '' for none."""
+    return f'{socket.gethostname()} {os.getppid()}' if launched else ''
 
 
 def share(batch_size, gradient_accumulation_steps):

@@ -138,8 +138,11 @@ def newest(root='out'):
 
 
 def restarted(out_dir):
-    """Whether torchrun has started its processes again, after an earlier start of the same run that left ckpt.pt."""
-    mine, path = False, f'{out_dir}/ckpt.pt'
-    if processes.first and int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) and os.path.exists(path):
-        mine = checkpoint.load(path).get('progress', {}).get('launch') == processes.launch
-    return bool(processes.agree(mine)[0])
+    """Whether a torchrun of these processes has started some before that left ckpt.pt: then they are to go on with it.
+
+    Raises ValueError where that is damaged.
+    """
+    path = f'{out_dir}/ckpt.pt'
+    mine = processes.launched and os.path.exists(path) and \
+        processes.torchrun() in checkpoint.load(path).get('progress', {}).get('launches', [])
+    return bool(processes.agree(int(mine))[0])

@@ -169,14 +169,14 @@ progress = {'last_eval': -1,      # iteration of the last evaluation
             'without_gain': 0,    # evaluations since the last improvement
             'seconds': 0.0,       # of training, over all starts
             'wandb_run_id': '',
-            'launch': ''}         # of torchrun
+            'launches': []}       # of torchrun, to know its restarts by
 if resume:
     try:
         iter_num, best_val_loss, progress = checkpoint.resume(start, optimizer, scaler)
     except ValueError as e:
         fail(e)
 start = None  # free the memory
-progress['launch'] = processes.launch
+progress['launches'] = processes.launches
 
 
 def learning_rate_at(it):
