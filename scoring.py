@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 import bins
 import losses
+import processes
 
 KEEP = 2**31     # bytes of hidden states that are kept from one pass over a split to the next
 READINGS = ('softmax', 'link', 'fitted')
@@ -16,7 +17,8 @@ READINGS = ('softmax', 'link', 'fitted')
 
 class HiddenStates:
     """Iterable as often as asked for: (positions, hidden (n, d), targets (n,)), a chunk of tokens at a
-    time, where positions (n,) are those of the targets in the split.
+    time, where positions (n,) are those of the targets in the split. Each of torchrun's processes has
+    a part of the batches; the functions below put the parts together.
 
     windows: of bins.story_windows or bins.block_windows. Kept in memory after the first pass if they
     are few, N d floats; otherwise each pass makes them anew. bar: wraps the iterable of batches.
@@ -26,7 +28,8 @@ class HiddenStates:
         self.model, self.tokens, self.eot, self.bar = model.eval(), tokens, eot, bar
         # windows of like length go together, so that little is padding
         windows = windows[np.argsort(-windows[:, 1], kind='stable')]
-        self.batches = [windows[i:i + batch_size] for i in range(0, len(windows), batch_size)]
+        batches = [windows[i:i + batch_size] for i in range(0, len(windows), batch_size)]
+        self.batches = batches[processes.rank::processes.world]
         self.C, self.weight = model.config.vocab_size, model.lm_head.weight[:model.config.vocab_size].detach().float()
         self.rows = losses.chunk_rows(self.C, self.weight.device)
         self.keep = windows[:, 2].sum() * model.config.n_embd * 4 <= KEEP
@@ -94,7 +97,18 @@ def measure(loss, states, n_tokens, mix, temperature):
             figures[name]['nats'][at] = nats.cpu()
             figures[name]['confidence'][at] = p.max(-1).values.cpu()
             figures[name]['brier'][at] = ((p * p).sum(-1) - 2 * p.gather(1, y[:, None])[:, 0] + 1).cpu()
+    if processes.world > 1:
+        mine = figures['times'] > 0
+        figures['times'] = everyones(figures['times'])
+        for part in (figures, *(figures[name] for name in READINGS)):
+            for key in part.keys() - {'times', *READINGS}:
+                part[key] = np.where(figures['times'] > 0, everyones(np.where(mine, part[key], 0)), np.nan)
     return figures
+
+
+def everyones(x):
+    """The sum over all processes of an array: what each has found, zero elsewhere."""
+    return processes.total(torch.from_numpy(x)).numpy()
 
 
 def fit(loss, states, fold, max_passes=15):
@@ -108,7 +122,7 @@ def fit(loss, states, fold, max_passes=15):
     folds = int(fold.max()) + 1
     u, mix = np.ones(folds), np.full(folds, losses.MIX)
     for number in range(1, max_passes + 1):
-        parts = []
+        tokens = np.zeros((5, len(fold)))  # the first says which are scored
         states.about = f'fitting, pass {number}'
         for at, h, y in states:
             with torch.no_grad():
@@ -122,10 +136,10 @@ def fit(loss, states, fold, max_passes=15):
                 q = log_q.exp_()
                 mean = (q * ell).sum(-1)
                 variance = (q * ell.sub_(mean[:, None]).square_()).sum(-1)
-                parts.append(torch.stack([torch.from_numpy(fold[at]).to(logits), log_softmax, log_q_y,
-                                          of_target - mean, -variance]).cpu().double())
-        tokens = torch.cat(parts, 1).numpy()
-        gains = [_step(tokens[1:, tokens[0] == k], u, mix, k) for k in range(folds)]
+                tokens[0, at] = 1
+                tokens[1:, at] = torch.stack([log_softmax, log_q_y, of_target - mean, -variance]).cpu()
+        tokens = everyones(tokens)
+        gains = [_step(tokens[1:, (fold == k) & (tokens[0] == 1)], u, mix, k) for k in range(folds)]
         if max(gains) < 1e-7:
             break
     return 1 / u, mix
