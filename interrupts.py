@@ -20,7 +20,8 @@ stop = None   # number of the signal that asks the run to end
 save = False  # whether a signal asked for a checkpoint
 way_out = ''  # what to do where the memory does not suffice
 
-NO_MEMORY = re.compile("out of memory|can't allocate memory|cannot allocate memory|not enough memory", re.IGNORECASE)
+NO_MEMORY = re.compile("out of memory|can't allocate memory|cannot allocate memory|not enough memory|"
+                       'size calculation overflowed', re.IGNORECASE)
 
 
 def quiet(hint):
