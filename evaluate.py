@@ -4,7 +4,7 @@
     python evaluate.py --checkpoint=out/mse/best.pt --split=test --json=True
     python evaluate.py --checkpoint=out/mse/best.pt --compare=out/squentropy/best.pt --plots=plots
 """
-from configurator import configure, fail
+from configurator import configure, fail, printable
 
 # -----------------------------------------------------------------------------
 # what is scored
@@ -125,7 +125,8 @@ def score(run):
     here.states.kept = None
     assert (figures.pop('times') == scored).all()
     if not np.isfinite(figures['objective'][scored]).all():
-        fail(f'{run.path}: the model gives figures that are not finite; its weights are damaged or training diverged')
+        fail(f'{run.path}: the model gives figures that are not finite; its weights are damaged or training diverged; '
+             'give another')
 
     # sums of each unit, in float64
     def per_unit(x):
@@ -171,14 +172,21 @@ def score(run):
         'fitted_temperature': temperature.tolist(), 'fitted_mix': mix.tolist(), 'readings': readings}
 
 
+def check_paired(a, b):
+    """Ends the run where the units of two checkpoints are not the same text."""
+    here, there = a.data[split], b.data[split]
+    if per_byte:
+        same = np.array_equal(text_bytes(a), text_bytes(b))
+    else:
+        same = np.array_equal(here.tokens, there.tokens) and np.array_equal(here.unit, there.unit)
+    if not same:
+        way = '--blocks=False pairs stories' if blocks else 'give --dataset, or prepare both from one text'
+        fail(f'{split}.bin of {a.folder} for {a.path} and of {b.folder} for {b.path} are not the same {UNITS}; {way}')
+
+
 def compared(a, b):
     """The first checkpoint less the second, unit by unit, in every reading."""
-    if per_byte:
-        sizes = text_bytes(a)
-        if len(sizes) != b.data[split].units or (sizes != text_bytes(b)).any():
-            fail(f'{a.folder} and {b.folder} do not hold the same {UNITS} in {split}.bin; prepare both from one text')
-    else:
-        sizes = a.tokens
+    sizes = text_bytes(a) if per_byte else a.tokens
     unit, scale = ('bits_per_byte', 1 / math.log(2)) if per_byte else ('nats', 1.0)
     out = {'with': str(b.path), 'paired_by': UNIT, UNITS: len(sizes), 'readings': {}}
     columns = [scale * (a.sums[name]['nats'] - b.sums[name]['nats']) for name in scoring.READINGS]
@@ -206,6 +214,13 @@ try:
         fail(f'{checkpoint} and {compare} have different tokenizers ({runs[0].tokenizer.kind}, '
              f'{runs[0].tokenizer.vocab_size} ids, and {runs[1].tokenizer.kind}, {runs[1].tokenizer.vocab_size}): '
              'nats a token do not compare; add --per_byte=True')
+    if compare:
+        check_paired(*runs)  # now: the scoring may take hours
+    if plots:
+        try:
+            os.makedirs(plots, exist_ok=True)
+        except OSError as e:
+            fail(f'--plots={plots} cannot be used: {e.strerror}; choose another')
     for run in runs:
         score(run)
 except (OSError, ValueError) as e:
@@ -225,8 +240,8 @@ ROWS = [('nats a token', 'nats', '{:.4f}'), ('', 'nats_interval', '[{:.4f}, {:.4
 
 def say(r):
     made_up = {True: '; NOTE: made-up stories of a grammar, not TinyStories', False: '', None: ''}[r['synthetic']]
-    print(f"checkpoint   {r['checkpoint']}: {r['loss']}, iteration {r['iteration'] or 0:,}")
-    print(f"data         {r['split']}.bin of {r['data']}, from {r['source']}{made_up}")
+    print(printable(f"checkpoint   {r['checkpoint']}: {r['loss']}, iteration {r['iteration'] or 0:,}"))
+    print(printable(f"data         {r['split']}.bin of {r['data']}, from {r['source']}{made_up}"))
     print(f"             {r[UNITS]:,} {UNITS}, {r['tokens']:,} tokens ({r['tokenizer']}, {r['vocab_size']:,} ids), "
           f"{r['bytes'] or 0:,} bytes of text")
     print('context      ' + (f"blocks of {r['block_size']} that cut across stories, as nanoGPT's loop has them"
@@ -267,7 +282,6 @@ def draw(folder):
     import matplotlib
     matplotlib.use('agg')  # files only, so no screen is needed
     import matplotlib.pyplot as plt
-    os.makedirs(folder, exist_ok=True)
     figure, axes = plt.subplots(1, len(runs), figsize=(5 * len(runs), 5), squeeze=False, layout='constrained')
     for ax, run in zip(axes[0], runs, strict=True):
         scored = run.data[split].unit >= 0

@@ -125,6 +125,8 @@ def fit(loss, states, fold, max_passes=15):
                 parts.append(torch.stack([torch.from_numpy(fold[at]).to(logits), log_softmax, log_q_y,
                                           of_target - mean, -variance]).cpu().double())
         tokens = torch.cat(parts, 1).numpy()
+        if not np.isfinite(tokens).all():  # a broken model, as measure shows
+            break
         gains = [_step(tokens[1:, tokens[0] == k], u, mix, k) for k in range(folds)]
         if max(gains) < 1e-7:
             break
