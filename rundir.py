@@ -27,7 +27,8 @@ def claim(out_dir):
     try:
         lock.acquire()
     except Timeout:
-        raise OSError('another training process is at work there; wait for its end') from None
+        raise OSError('another training process is at work there; wait for its end' if os.path.exists(lock.lock_file)
+                      else 'no file can be made there') from None
     for name in ('ckpt*.pt.partial', 'best.pt.partial', 'metrics.jsonl.partial'):
         for partial in Path(out_dir).glob(name):
             partial.unlink()
