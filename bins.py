@@ -50,7 +50,7 @@ def read_meta(folder):
         wrong += ['splits'] * any(type(split['tokens']) is not int for split in splits)
         if wrong:
             raise ValueError(f"no good {', '.join(wrong)}")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise ValueError(f'{path} is damaged ({type(e).__name__}: {e}); prepare the data again') from None
     return meta
 
@@ -67,8 +67,8 @@ def open_bin(folder, split, meta, block_size=1):
         raise FileNotFoundError(f'there is no {split}.bin in {folder}; prepare the data again')
     size = path.stat().st_size
     if size % dtype.itemsize or size <= block_size * dtype.itemsize:
-        raise ValueError(f'{path} has {size:,} bytes; of {dtype.name} tokens it must hold whole ones, '
-                         f'and more than block_size={block_size} of them')
+        raise ValueError(f'{path} has {size:,} bytes; of {dtype.name} tokens it must hold whole ones, and more '
+                         f'than block_size={block_size} of them; prepare the data again, or lower --block_size')
     claimed = meta['splits'].get(split, {}).get('tokens', 0) if meta else size // dtype.itemsize
     if claimed != size // dtype.itemsize:
         raise ValueError(f'{path} has {size // dtype.itemsize:,} tokens, but meta.json says {claimed:,}; '

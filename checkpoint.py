@@ -26,6 +26,8 @@ from tokenizer import Tokenizer
 
 KEYS = {'model': dict, 'model_args': dict, 'activation': str, 'tokenizer': dict, 'loss': dict, 'iter_num': int,
         'best_val_loss': float, 'config': dict, 'data': dict}
+PLAIN = {'config': 1, 'machine': 1, 'progress': 2, 'data': 2, 'loss': 2, 'model_args': 2, 'tokenizer': 2}  # depths
+SIZES = 'block_size', 'vocab_size', 'n_layer', 'n_head', 'n_embd'
 
 
 def save(checkpoint, path):
@@ -55,7 +57,7 @@ def load(path):
     Raises FileNotFoundError or ValueError with one clear line.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f'there is no checkpoint {path}')
+        raise FileNotFoundError(f'''there is no checkpoint {path or "''"}; train first, or give another''')
     try:
         with zipfile.ZipFile(path) as z:
             entries = z.infolist()
@@ -63,25 +65,33 @@ def load(path):
             raise ValueError('compressed entries, or entries that overlap')
         checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError:  # weights_only refused it
-        raise ValueError(f'{path} is no checkpoint of this project: damaged, or more than plain data') from None
+        raise ValueError(f'{path} is no checkpoint of this project: damaged, or more than plain data; '
+                         'give another') from None
     except (RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError, OSError, RecursionError,
             zipfile.BadZipFile) as e:
         reason = f'{type(e).__name__}: ' + str(e).split('\n')[0][:120]
-        raise ValueError(f'{path} is no checkpoint of this project, or damaged ({reason})') from None
+        raise ValueError(f'{path} is no checkpoint of this project, or damaged ({reason}); give another') from None
     if not isinstance(checkpoint, dict):
-        raise ValueError(f'{path} is no checkpoint of this project: it holds a {type(checkpoint).__name__}')
+        raise ValueError(f'{path} is no checkpoint of this project: it holds a {type(checkpoint).__name__}; '
+                         'give another')
     wrong = [key for key, kind in KEYS.items() if not isinstance(checkpoint.get(key), kind)]
-    wrong += [key for key in ('config', 'data', 'loss', 'machine', 'progress') if not plain(checkpoint.get(key))]
-    wrong += [key for key in ('iter_num', 'best_val_loss') if key not in wrong and not checkpoint[key] >= 0]
+    wrong += [key for key, depth in PLAIN.items() if not plain(checkpoint.get(key), depth)]
+    if not wrong:
+        data, dataset = checkpoint['data'], checkpoint['config'].get('dataset', '')
+        wrong += ['iter_num'] * (not 0 <= checkpoint['iter_num'] < 2**40)
+        wrong += ['best_val_loss'] * (not checkpoint['best_val_loss'] >= 0)  # nor a NaN
+        wrong += ['config'] * (type(dataset) is not str)
+        wrong += ['data'] * (type(data.get('source', '')) is not str or type(data.get('fingerprint', {})) is not dict)
     if wrong:
-        raise ValueError(f"{path} is no checkpoint of this project: without a good {', '.join(dict.fromkeys(wrong))}")
+        raise ValueError(f"{path} is no checkpoint of this project: without a good {', '.join(dict.fromkeys(wrong))}; "
+                         'give another')
     return checkpoint | {'path': str(path)}
 
 
-def plain(x):
-    """Whether x is made of dicts, lists, strings and numbers only."""
+def plain(x, depth):
+    """Whether x is a string or a number, or dicts and lists of such, at most `depth` of them in each other."""
     if isinstance(x, (dict, list)):
-        return all(map(plain, x)) and (isinstance(x, list) or all(map(plain, x.values())))
+        return depth > 0 and all(plain(y, depth - 1) for y in (x.values() if isinstance(x, dict) else x))
     return x is None or isinstance(x, (str, int, float))
 
 
@@ -100,18 +110,24 @@ def restore(checkpoint, device='cpu', dropout=0.0):
     """(model, tokenizer, loss) of a loaded checkpoint. Raises ValueError where its parts don't fit."""
     try:
         args = checkpoint['model_args'] | {'dropout': dropout, 'activation': checkpoint['activation']}
+        for name in SIZES:
+            if type(args[name]) is not int or not 0 < args[name] < 2**24:  # so no product of two overflows
+                raise ValueError(f'{name}={args[name]!r}')
         model = build(GPTConfig(**args), checkpoint['model'])
         tokenizer = Tokenizer.from_dict(checkpoint['tokenizer'])
         if tokenizer.vocab_size != model.config.vocab_size:
             raise ValueError(f'{tokenizer.vocab_size} tokens, a model of {model.config.vocab_size}')
         name, numbers = checkpoint['loss']['name'], checkpoint['loss']['numbers']
-        loss = losses.Family(*map(float, numbers)) if numbers else losses.make_loss(name, tokenizer.vocab_size)
-        if numbers and not all(map(math.isfinite, loss)):
-            raise ValueError(f'a loss of {numbers}')
+        if numbers is None:
+            loss = losses.make_loss(name, tokenizer.vocab_size)
+        elif type(name) is str and len(numbers) == 6 and all(map(math.isfinite, numbers)):
+            loss = losses.Family(*map(float, numbers))
+        else:
+            raise ValueError(f'a loss of the numbers {numbers}')
     except (KeyError, TypeError, RuntimeError, ArithmeticError, AttributeError, ValueError) as e:
         reason = f'{type(e).__name__}: ' + ' '.join(str(e).split())[:200]
         path = checkpoint.get('path', 'the checkpoint')
-        raise ValueError(f'{path}: its parts do not fit each other ({reason})') from None
+        raise ValueError(f'{path}: its parts do not fit each other ({reason}); give another') from None
     return model.to(device), tokenizer, loss
 
 
@@ -130,10 +146,12 @@ def build(config, weights):
     shapes['transformer.wte.weight'] = shapes['lm_head.weight'] = [config.vocab_size, config.n_embd]
     for name in {**shapes, **weights}:
         w = weights.get(name)
-        if type(w) is not torch.Tensor or w.layout != torch.strided or w.is_meta or not w.is_floating_point():
+        if not floats(w):
             found = 'missing' if w is None else 'no tensor of floats'
         elif name not in shapes or [*w.shape] != shapes[name] or not w.is_contiguous():
             found = f'of shape {[*w.shape]}'
+        elif not w.float().isfinite().all():
+            found = 'not finite'
         else:
             continue
         raise ValueError(f"{name} is {found}, in a model of {config.n_layer} layers, {config.n_embd} wide, it is "
@@ -144,6 +162,10 @@ def build(config, weights):
     model.load_state_dict(weights | {'lm_head.weight': weights['transformer.wte.weight']}, assign=True)
     model.lm_head.weight = model.transformer.wte.weight  # tied
     return model
+
+
+def floats(x):
+    return type(x) is torch.Tensor and x.layout == torch.strided and not x.is_meta and x.is_floating_point()
 
 
 # Settings that make another run of a resumed one. The others may change while it goes on.
@@ -205,7 +227,8 @@ def resume(checkpoint, optimizer, scaler):
         if state and sorted(state) != list(range(len(params))):
             raise ValueError(f'the state of {len(state)} weights, not of {len(params)}')
         for i, moments in state.items():
-            if not all(type(m) is torch.Tensor and m.shape in (params[i].shape, ()) for m in moments.values()):
+            shapes = {'step': (), 'exp_avg': params[i].shape, 'exp_avg_sq': params[i].shape}
+            if {name: m.shape for name, m in moments.items() if floats(m) and m.is_contiguous()} != shapes:
                 raise ValueError(f'weight {i} has the shape {[*params[i].shape]}, its state another')
         optimizer.load_state_dict(checkpoint['optimizer'])
         if checkpoint['scaler']:
@@ -213,10 +236,12 @@ def resume(checkpoint, optimizer, scaler):
         for group, own in zip(optimizer.param_groups, settings, strict=True):
             group.update(own)
         if [type(progress[key]) for key in ('last_eval', 'without_gain', 'seconds')] != [int, int, float] or \
+                not math.isfinite(progress['seconds']) or \
                 not re.fullmatch('[A-Za-z0-9_-]*', progress['wandb_run_id']):  # it becomes part of a folder's name
             raise ValueError(f'progress {progress}')
     except (KeyError, TypeError, RuntimeError, AttributeError, ValueError) as e:
         reason = f'{type(e).__name__}: ' + ' '.join(str(e).split())[:200]
         raise ValueError(f"{checkpoint['path']} can't be resumed: its optimizer, scaler or progress is damaged "
-                         f'({reason})') from None
+                         f"({reason}); begin a new run from its weights: --init_from={checkpoint['path']} "
+                         '--out_dir=...') from None
     return checkpoint['iter_num'], checkpoint['best_val_loss'], progress

@@ -18,6 +18,7 @@ import tokenize
 import types
 
 KINDS = {bool: 'True or False', int: 'a whole number', float: 'a finite number', str: 'a string'}
+LIMITS = {int: ', below 2**53', str: ', without NUL and lone surrogates'}  # what a value of the right type can lack
 
 
 def configure(settings, rules=(), argv=None):
@@ -60,6 +61,7 @@ def configure(settings, rules=(), argv=None):
             example = not default if type(default) is bool else default
             example = f'{flag}{name}={example}' if flag else f'{name} = {example!r}'
             kind = f'{KINDS[type(default)]} ({type(default).__name__})'
+            kind += LIMITS.get(type(value), '') if type(value) is type(default) else ''
             errors.append(f'{where}: {name} takes {kind}, found {found}; write it like {example}')
             unsure.add(name)
 
@@ -103,7 +105,7 @@ def configure(settings, rules=(), argv=None):
                     given = not (name.startswith('_') or name in scratch or callable(value)
                                  or isinstance(value, types.ModuleType))
                 if given:
-                    found = f'{reprlib.repr(value)} ({type(value).__name__})'
+                    found = f'{brief(value)} ({type(value).__name__})'
                     put(shown(arg, *stored_at(name, trees)), name, value, found)
 
     for rule in rules:
@@ -189,7 +191,23 @@ def fit(value, kind):
     """the value as a setting of this type, an int where a float is asked too; None where it does not fit"""
     if kind is float and type(value) in (int, float):
         return float(value) if abs(value) <= sys.float_info.max else None  # neither nan nor inf
-    return value if type(value) is kind else None  # so a bool is no int
+    if type(value) is not kind:  # so a bool is no int
+        return None
+    if kind is int:
+        return value if abs(value) < 2**53 else None  # beyond it floats, JSON and torch's sizes give out one by one
+    if kind is str:  # each may become a path
+        try:
+            return None if b'\0' in os.fsencode(value) else value
+        except UnicodeEncodeError:
+            return None
+    return value
+
+
+def brief(value):
+    try:
+        return reprlib.repr(value)
+    except ValueError:
+        return 'a number of thousands of digits'  # Python does not write them out
 
 
 def literal(text, kind):

@@ -4,7 +4,7 @@
     python evaluate.py --checkpoint=out/mse/best.pt --split=test --json=True
     python evaluate.py --checkpoint=out/mse/best.pt --compare=out/squentropy/best.pt --plots=plots
 """
-from configurator import configure, fail
+from configurator import configure, fail, printable
 
 # -----------------------------------------------------------------------------
 # what is scored
@@ -31,7 +31,7 @@ plots = ''                  # a folder for reliability.png and positions.png
 # -----------------------------------------------------------------------------
 configure(globals(), rules=[
     ("not (checkpoint and out_dir)", 'give the one or the other'), "split in ('val', 'test', 'train')",
-    'stride >= 0', 'batch_size >= 1', 'bootstrap >= 1', 'seed >= 0',
+    'stride >= 0', 'batch_size >= 1', '1 <= bootstrap <= 10**7', 'seed >= 0',
     ('not per_byte or compare', 'give a second checkpoint with --compare=FILE'),
     "device == 'auto' or device.split(':')[0] in ('cpu', 'cuda', 'mps')",
 ])
@@ -54,6 +54,7 @@ import checkpoint as checkpoints
 import losses
 import machine
 import metrics
+import processes
 import rundir
 import scoring
 from tokenizer import Tokenizer
@@ -63,7 +64,8 @@ UNITS = 'blocks' if blocks else 'stories'
 
 
 def bar(batches, about):
-    return tqdm(batches, desc=about, unit='batch', disable=None, leave=False, dynamic_ncols=True, delay=1)
+    return tqdm(batches, desc=about, unit='batch', disable=None if processes.first else True, leave=False,
+                dynamic_ncols=True, delay=1)
 
 
 def open_run(path):
@@ -125,7 +127,8 @@ def score(run):
     here.states.kept = None
     assert (figures.pop('times') == scored).all()
     if not np.isfinite(figures['objective'][scored]).all():
-        fail(f'{run.path}: the model gives figures that are not finite; its weights are damaged or training diverged')
+        fail(f'{run.path}: the model gives figures that are not finite; its weights are damaged or training diverged; '
+             'give another')
 
     # sums of each unit, in float64
     def per_unit(x):
@@ -171,14 +174,21 @@ def score(run):
         'fitted_temperature': temperature.tolist(), 'fitted_mix': mix.tolist(), 'readings': readings}
 
 
+def check_paired(a, b):
+    """Ends the run where the units of two checkpoints are not the same text."""
+    here, there = a.data[split], b.data[split]
+    if per_byte:
+        same = np.array_equal(text_bytes(a), text_bytes(b))
+    else:
+        same = np.array_equal(here.tokens, there.tokens) and np.array_equal(here.unit, there.unit)
+    if not same:
+        way = '--blocks=False pairs stories' if blocks else 'give --dataset, or prepare both from one text'
+        fail(f'{split}.bin of {a.folder} for {a.path} and of {b.folder} for {b.path} are not the same {UNITS}; {way}')
+
+
 def compared(a, b):
     """The first checkpoint less the second, unit by unit, in every reading."""
-    if per_byte:
-        sizes = text_bytes(a)
-        if len(sizes) != b.data[split].units or (sizes != text_bytes(b)).any():
-            fail(f'{a.folder} and {b.folder} do not hold the same {UNITS} in {split}.bin; prepare both from one text')
-    else:
-        sizes = a.tokens
+    sizes = text_bytes(a) if per_byte else a.tokens
     unit, scale = ('bits_per_byte', 1 / math.log(2)) if per_byte else ('nats', 1.0)
     out = {'with': str(b.path), 'paired_by': UNIT, UNITS: len(sizes), 'readings': {}}
     columns = [scale * (a.sums[name]['nats'] - b.sums[name]['nats']) for name in scoring.READINGS]
@@ -200,16 +210,27 @@ try:
     if not checkpoint:
         out_dir = out_dir or str(rundir.newest())
         checkpoint = f'{out_dir}/best.pt' if os.path.exists(f'{out_dir}/best.pt') else f'{out_dir}/ckpt.pt'
-    device, _, _, why = machine.choose(device, 'float32')
+    device, _, _, why = machine.choose(device, 'float32', processes.local_rank if processes.launched else None)
+    processes.start(device)
     runs = [open_run(path) for path in [checkpoint, compare] if path]
     if len({dumps(run.tokenizer.to_dict()) for run in runs}) == 2 and not per_byte:
         fail(f'{checkpoint} and {compare} have different tokenizers ({runs[0].tokenizer.kind}, '
              f'{runs[0].tokenizer.vocab_size} ids, and {runs[1].tokenizer.kind}, {runs[1].tokenizer.vocab_size}): '
              'nats a token do not compare; add --per_byte=True')
+    if compare:
+        check_paired(*runs)  # now: the scoring may take hours
+    if plots:
+        try:
+            os.makedirs(plots, exist_ok=True)
+        except OSError as e:
+            fail(f'--plots={plots} cannot be used: {e.strerror}; choose another')
     for run in runs:
         score(run)
 except (OSError, ValueError) as e:
     fail(e)
+processes.part()
+if not processes.first:
+    sys.exit()
 result = runs[0].result
 if compare:
     result = {**result, 'compared': {**compared(*runs), 'other': runs[1].result}}
@@ -225,8 +246,8 @@ ROWS = [('nats a token', 'nats', '{:.4f}'), ('', 'nats_interval', '[{:.4f}, {:.4
 
 def say(r):
     made_up = {True: '; NOTE: made-up stories of a grammar, not TinyStories', False: '', None: ''}[r['synthetic']]
-    print(f"checkpoint   {r['checkpoint']}: {r['loss']}, iteration {r['iteration'] or 0:,}")
-    print(f"data         {r['split']}.bin of {r['data']}, from {r['source']}{made_up}")
+    print(printable(f"checkpoint   {r['checkpoint']}: {r['loss']}, iteration {r['iteration'] or 0:,}"))
+    print(printable(f"data         {r['split']}.bin of {r['data']}, from {r['source']}{made_up}"))
     print(f"             {r[UNITS]:,} {UNITS}, {r['tokens']:,} tokens ({r['tokenizer']}, {r['vocab_size']:,} ids), "
           f"{r['bytes'] or 0:,} bytes of text")
     print('context      ' + (f"blocks of {r['block_size']} that cut across stories, as nanoGPT's loop has them"
@@ -267,7 +288,6 @@ def draw(folder):
     import matplotlib
     matplotlib.use('agg')  # files only, so no screen is needed
     import matplotlib.pyplot as plt
-    os.makedirs(folder, exist_ok=True)
     figure, axes = plt.subplots(1, len(runs), figsize=(5 * len(runs), 5), squeeze=False, layout='constrained')
     for ax, run in zip(axes[0], runs, strict=True):
         scored = run.data[split].unit >= 0

@@ -14,13 +14,14 @@ import sys
 
 from tqdm import tqdm
 
-from configurator import fail
+from configurator import fail, printable
 
 stop = 0      # number of the signal that asks the run to end
 save = False  # whether a signal asked for a checkpoint
 way_out = ''  # what to do where the memory does not suffice
 
-NO_MEMORY = re.compile("out of memory|can't allocate memory|cannot allocate memory|not enough memory", re.IGNORECASE)
+NO_MEMORY = re.compile("out of memory|can't allocate memory|cannot allocate memory|not enough memory|"
+                       'size calculation overflowed', re.IGNORECASE)
 
 LOST = re.compile('connection (closed|reset|refused)|broken pipe|NCCL|heartbeat', re.IGNORECASE)
 
@@ -64,7 +65,7 @@ def say(text):
     """Print above the progress bar. Where nobody reads any more (| head), that asks the run to end."""
     global stop
     try:
-        tqdm.write(text)
+        tqdm.write(printable(text))
         sys.stdout.flush()
     except OSError:
         stop = stop or getattr(signal, 'SIGPIPE', signal.SIGTERM)

@@ -53,8 +53,11 @@ def test():
 
 if __name__ == '__main__':
     task = {'story': story, 'test': test}.get(sys.argv[1] if len(sys.argv) > 1 else '')
-    if not task or sys.argv[1] == 'story' and len(sys.argv) > 2:
-        sys.exit(__doc__.strip())
+    if sys.argv[1:] in (['-h'], ['--help']):
+        print(__doc__.strip())
+        sys.exit()
+    if not task or task is story and len(sys.argv) > 2:
+        sys.exit(f'error: {" ".join(sys.argv[1:])!r} is no task; python3 make.py story or make.py test')
     try:
         task()
     except KeyboardInterrupt:

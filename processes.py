@@ -4,6 +4,7 @@
 
 Each collective call below must be made by all processes; with one process they cost nothing.
 """
+import gc
 import math
 import os
 import socket
@@ -16,7 +17,7 @@ world = int(os.environ.get('WORLD_SIZE', 1))       # how many there are
 local_rank = int(os.environ.get('LOCAL_RANK', 0))  # number of this process on its machine
 first = rank == 0                                  # the one that writes and speaks
 launched = 'TORCHELASTIC_RUN_ID' in os.environ     # by torchrun, perhaps as one process
-launches = []                                      # the torchruns of all machines; they stay when they start these again
+launches = []                                      # the torchruns of all machines, which outlive their processes
 
 
 def start(device):
@@ -84,5 +85,7 @@ def agree(*flags):
 def part():
     """Wait until all are here, and part: none is still at work when another one leaves."""
     if launched:
-        dist.barrier(**{'device_ids': [local_rank]} if dist.get_backend() == 'nccl' else {})
+        agree(0)
+        gc.collect()
         dist.destroy_process_group()
+        gc.collect()  # gloo's threads must not outlive the interpreter: it would abort the process at its very end

@@ -37,8 +37,9 @@ class RunDir:
                 for partial in self.path.glob(name):
                     partial.unlink()
         except Timeout:
-            raise OSError(f'--out_dir={out_dir} cannot be used: another training process is at work there; wait for '
-                          'its end, or choose another') from None
+            reason = 'another training process is at work there; wait for its end, or' if \
+                os.path.exists(self.lock.lock_file) else 'no file can be made there;'
+            raise OSError(f'--out_dir={out_dir} cannot be used: {reason} choose another') from None
         except OSError as e:
             raise OSError(f'--out_dir={out_dir} cannot be used: {e.strerror}; choose another') from None
 

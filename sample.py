@@ -3,7 +3,7 @@
     python sample.py
     python sample.py --start="The little robot" --num_samples=3 --temperature=0.8
 """
-from configurator import configure, fail
+from configurator import configure, fail, printable
 
 # -----------------------------------------------------------------------------
 out_dir = ''             # the run to read: its best.pt, or else its ckpt.pt; '' = the newest under out/
@@ -18,7 +18,7 @@ device = 'auto'          # auto | cpu | cuda | cuda:1 | mps
 dtype = 'auto'           # auto | float32 | bfloat16 | float16
 # -----------------------------------------------------------------------------
 configure(globals(), rules=[
-    'num_samples >= 1', 'max_new_tokens >= 1', 'temperature >= 0', 'top_k >= 0', '0 < top_p <= 1', 'seed >= 0',
+    '1 <= num_samples <= 100_000', 'max_new_tokens >= 1', 'temperature >= 0', 'top_k >= 0', '0 < top_p <= 1', 'seed >= 0',
     "dtype in ('auto', 'float32', 'bfloat16', 'float16')",
     "device == 'auto' or device.split(':')[0] in ('cpu', 'cuda', 'mps')",
 ])
@@ -28,7 +28,7 @@ import sys
 
 import interrupts
 
-interrupts.quiet('lower --num_samples')
+interrupts.quiet('lower --num_samples or --max_new_tokens')
 
 import checkpoint
 import machine
@@ -42,14 +42,18 @@ try:
     device, dtype, autocast, _ = machine.choose(device, dtype)
     model, tokenizer, loss = checkpoint.restore(loaded, device)
     if start.startswith('FILE:'):
-        with open(start.removeprefix('FILE:'), encoding='utf-8', errors='replace') as f:
-            start = f.read()
+        try:
+            with open(start.removeprefix('FILE:'), encoding='utf-8', errors='replace') as f:
+                start = f.read()
+        except OSError as e:
+            fail(f'--start={start} cannot be read: {e.strerror}; give a text file')
     tokenizer.encode(start)  # fails here, and not in mid-story, where GPT-2's encoding can't be had
 except (OSError, ValueError) as e:
     fail(e)
 model.eval()
-print(f"{out_dir}/{name}: {loaded['loss']['name']}, iteration {loaded['iter_num']:,}, "
-      f"validation {loaded['best_val_loss']:.4f} nats a token; trained on {loaded['data']['source']}", file=sys.stderr)
+print(printable(f"{out_dir}/{name}: {loaded['loss']['name']}, iteration {loaded['iter_num']:,}, validation "
+                f"{loaded['best_val_loss']:.4f} nats a token; trained on {loaded['data'].get('source', '?')}"),
+      file=sys.stderr)
 
 # The stories come as one batch, and are printed one after the other: the first that has not ended
 # yet as it is written, the others from their buffers when it is their turn.

@@ -139,6 +139,8 @@ def fit(loss, states, fold, max_passes=15):
                 tokens[0, at] = 1
                 tokens[1:, at] = torch.stack([log_softmax, log_q_y, of_target - mean, -variance]).cpu()
         tokens = everyones(tokens)
+        if not np.isfinite(tokens).all():  # a broken model, as measure shows
+            break
         gains = [_step(tokens[1:, (fold == k) & (tokens[0] == 1)], u, mix, k) for k in range(folds)]
         if max(gains) < 1e-7:
             break

@@ -85,7 +85,7 @@ class Tokenizer:
     def load(cls, where):
         """'gpt2', 'byte', a file that save wrote, or a folder of prepared data (by its meta.json).
 
-        Raises OSError where the file cannot be read, ValueError where it is damaged.
+        Raises OSError where there is no such file, ValueError where it cannot be read or is damaged.
         """
         if where in ('gpt2', 'byte'):
             return cls(where)
@@ -93,19 +93,19 @@ class Tokenizer:
         path = os.path.join(where, 'meta.json') if folder else where
         if os.path.getsize(path) > 2**24:  # 65,535 entries need about 1 MB
             raise ValueError(f'{path} is no tokenizer: {os.path.getsize(path):,} bytes')
-        with open(path, encoding='utf-8') as f:
-            try:
+        try:
+            with open(path, encoding='utf-8') as f:
                 plain = json.load(f)
-                if not folder:
-                    return cls.from_dict(plain)
-                tokenizer = cls.load(os.path.join(where, 'tokenizer.json')) if plain['tokenizer'] == 'bpe' \
-                    else cls(plain['tokenizer'])
-                if (plain['vocab_size'], plain['dtype']) != (tokenizer.vocab_size, tokenizer.dtype.name):
-                    raise ValueError(f"{plain['vocab_size']} ids as {plain['dtype']}, but its tokenizer has "
-                                     f'{tokenizer.vocab_size} as {tokenizer.dtype.name}; prepare the data again')
-                return tokenizer
-            except (ValueError, KeyError, TypeError, RecursionError) as e:
-                raise ValueError(f'{path}: {e}') from None
+            if not folder:
+                return cls.from_dict(plain)
+            tokenizer = cls.load(os.path.join(where, 'tokenizer.json')) if plain['tokenizer'] == 'bpe' \
+                else cls(plain['tokenizer'])
+            if (plain['vocab_size'], plain['dtype']) != (tokenizer.vocab_size, tokenizer.dtype.name):
+                raise ValueError(f"{plain['vocab_size']} ids as {plain['dtype']}, but its tokenizer has "
+                                 f'{tokenizer.vocab_size} as {tokenizer.dtype.name}')
+            return tokenizer
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
+            raise ValueError(f'{path}: {e}' + '; prepare the data again' * folder) from None
 
     def _ids(self, text):
         if not text.isascii():  # the same replacement for all kinds; tiktoken has its own

@@ -63,10 +63,11 @@ dtype = 'auto'              # auto | float32 | bfloat16 | float16
 compile = 'auto'            # auto | True | False: torch.compile, which takes a minute and pays on CUDA
 # -----------------------------------------------------------------------------
 config = configure(globals(), rules=[
+    ("out_dir != ''", 'choose another'),
     'eval_interval >= 1', 'eval_iters >= 1', 'log_interval >= 1', 'keep_checkpoints >= 0',
     'sample_tokens >= 0',
     'batch_size >= 1', 'gradient_accumulation_steps >= 1', 'block_size >= 1', '0 <= seed < 2**32',
-    'n_layer >= 1', 'n_head >= 1', 'n_embd >= 1', 'n_embd % n_head == 0', '0 <= dropout < 1',
+    '1 <= n_layer <= 10_000', 'n_head >= 1', 'n_embd >= 1', 'n_embd % n_head == 0', '0 <= dropout < 1',
     "activation in ('gelu', 'gelu_tanh')",
     'squentropy_weight >= 0', 'mse_true_weight > 0', 'mse_target > 0',
     'learning_rate > 0', 'max_iters >= 0', 'weight_decay >= 0', '0 <= beta1 < 1', '0 <= beta2 < 1', 'grad_clip >= 0',
@@ -154,7 +155,6 @@ else:
     config |= {name: getattr(raw_model.config, name) for name in ('n_layer', 'n_head', 'n_embd', 'bias', 'activation')}
 raw_model.to(device)
 local_model = torch.compile(raw_model) if compiled else raw_model
-model = processes.wrap(local_model)
 
 # optimizer: weight decay for matrices and embeddings, none for biases and layer norms
 matrices = [p for p in raw_model.parameters() if p.dim() >= 2]
@@ -272,30 +272,29 @@ if eval_only:
     processes.part()
     sys.exit(None if math.isfinite(objective + nats) else 1)
 
-# the folder: an earlier run in it is moved aside, or continued
+# the folder: claimed; an earlier run in it is moved aside, or continued
 try:
-    if processes.first:
-        here = here or rundir.RunDir(out_dir)
-        if aside := here.begin(resume, iter_num, progress['last_eval']):
-            say(f'{out_dir} held an earlier run, which is now in {aside} (to go on with one: --init_from=resume)')
+    here = here or (rundir.RunDir(out_dir) if processes.first else None)
+    if here and wandb_log:
+        import wandb
+        try:
+            run = wandb.init(project=wandb_project, name=wandb_run_name or os.path.basename(out_dir), dir=out_dir,
+                             id=progress['wandb_run_id'] or None, resume='allow', config={**config, 'data': data})
+        except Exception as e:  # no key, no network: several classes, some private
+            fail(f'W&B did not start ({(str(e) or repr(e)).splitlines()[0]}); WANDB_MODE=offline needs no account')
+        progress['wandb_run_id'] = run.id
+        run.define_metric('*', step_metric='iter')
+    if here and (aside := here.begin(resume, iter_num, progress['last_eval'])):
+        say(f'{out_dir} held an earlier run, which is now in {aside} (to go on with one: --init_from=resume)')
 except OSError as e:
     fail(e)
-if wandb_log and here:
-    import wandb
-    try:
-        run = wandb.init(project=wandb_project, name=wandb_run_name or os.path.basename(out_dir), dir=out_dir,
-                         id=progress['wandb_run_id'] or None, resume='allow', config={**config, 'data': data})
-    except Exception as e:  # no key, no network: several classes, some private
-        fail(f'W&B did not start ({(str(e) or repr(e)).splitlines()[0]}); WANDB_MODE=offline needs no account')
-    progress['wandb_run_id'] = run.id
-    run.define_metric('*', step_metric='iter')
-
 interrupts.listen()
 
 # -----------------------------------------------------------------------------
 # training loop
 t_start = t_log = time.perf_counter()
 first_iter = last_log = iter_num
+model = processes.wrap(local_model)
 eval_seconds = []
 bar = tqdm(total=max_iters, initial=iter_num, unit='it', disable=None if here else True, leave=False,
            dynamic_ncols=True)
@@ -388,6 +387,7 @@ bar.close()
 # the end
 if wandb_log and here:
     wandb.finish(exit_code=1 if end else 0)
+model = None  # its gradients' buffers end before the process group does
 processes.part()
 if end and not here:
     sys.exit(1)

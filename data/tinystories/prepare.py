@@ -179,7 +179,10 @@ def check_paths(out):
     files = [Path(file) for file in (input, val_input, test_input) if file]
     for path in files:
         reader_of(path)
-        open(path, 'rb').close()  # its OSError names the file
+        try:
+            open(path, 'rb').close()
+        except OSError as e:
+            raise Mistake(f'{path} cannot be read ({e.strerror}): give another file') from None
     for a, b in itertools.combinations(files, 2):
         if os.path.samefile(a, b):
             raise Mistake(f'{a} and {b} are one file: training, validation and test stories must differ')
@@ -216,8 +219,11 @@ def workspace(out):
                 parent.rmdir()
 
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.mkdtemp(prefix='.partial-', dir=out)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            folder = tempfile.mkdtemp(prefix='.partial-', dir=out)
+        except OSError as e:
+            raise Mistake(f'{out} cannot be used ({e.strerror}): give another --out_dir') from None
         yield Path(folder), clear
     finally:
         clear()

@@ -52,7 +52,7 @@ def json_lines(path, file):
             try:
                 record = json.loads(line.decode('utf-8', 'surrogateescape'))
             except (ValueError, RecursionError) as e:
-                raise Mistake(f'{path}, line {n}: not JSON ({e})') from None
+                raise Mistake(f'{path}, line {n}: not JSON ({e}); correct this line') from None
             yield f'{path}, line {n}', record
 
 
@@ -71,7 +71,7 @@ def json_array(path, file):
             yield f'{path}, item {n}', record
         rest = rest[at:]
     if not re.fullmatch(r'\s*\]\s*' if n else r'\s*\[\s*\]\s*', rest):
-        raise Mistake(f'{path}, item {n + 1}: not JSON')
+        raise Mistake(f'{path}, item {n + 1}: not JSON; correct this item')
 
 
 def read_parquet(path, raw, file):
@@ -88,8 +88,8 @@ def read_parquet(path, raw, file):
                 if not isinstance(story, str):
                     raise Mistake(f'{path}, row {n}: no string in column {column!r}')
                 yield story, size * n // rows
-    except (pyarrow.ArrowException, UnicodeDecodeError) as e:
-        raise Mistake(f'{path}: damaged parquet ({e})') from None
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as e:  # pyarrow has OSErrors of its own
+        raise Mistake(f'{path}: damaged parquet ({e}); get it again') from None
 
 
 READERS = {'.txt': read_txt, '.txt.gz': read_txt, '.jsonl': read_json, '.jsonl.gz': read_json,
@@ -109,7 +109,7 @@ def read_file(path):
         try:
             yield from reader_of(path)(path, raw, file)
         except (EOFError, zlib.error, gzip.BadGzipFile) as e:
-            raise Mistake(f'{path}: damaged gzip ({e})') from None
+            raise Mistake(f'{path}: damaged gzip ({e}); get it again') from None
 
 
 def read_rows(data):
