@@ -18,7 +18,8 @@ device = 'auto'          # auto | cpu | cuda | cuda:1 | mps
 dtype = 'auto'           # auto | float32 | bfloat16 | float16
 # -----------------------------------------------------------------------------
 configure(globals(), rules=[
-    '1 <= num_samples <= 100_000', 'max_new_tokens >= 1', 'temperature >= 0', 'top_k >= 0', '0 < top_p <= 1', 'seed >= 0',
+    '1 <= num_samples <= 100_000', 'max_new_tokens >= 1', 'temperature >= 0', 'top_k >= 0', '0 < top_p <= 1',
+    'seed >= 0',
     "dtype in ('auto', 'float32', 'bfloat16', 'float16')",
     "device == 'auto' or device.split(':')[0] in ('cpu', 'cuda', 'mps')",
 ])

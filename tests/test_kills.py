@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import checkpoint
-from conftest import ROOT, Started, run
+from conftest import ROOT, Started
 from test_train import TINY, read
 
 STEADY = [*TINY, '--dropout=0.1', '--gradient_accumulation_steps=2', '--eval_interval=4', '--log_interval=2']
@@ -44,6 +44,12 @@ def wait_for(condition, seconds=60):
 def reached(process, iteration):
     """A condition for wait_for: the process has logged this iteration."""
     return lambda: f'\niter {iteration}: loss' in process.output() or process.ended()
+
+
+def changed(folder):
+    """A condition for wait_for: a file in the folder has come, gone, or changed its name since now."""
+    now = folder.stat().st_mtime_ns
+    return lambda: folder.stat().st_mtime_ns != now
 
 
 def same_run(a, b):
@@ -108,7 +114,8 @@ def test_resume_goes_on_with_the_scaler_and_patience(begin, tmp_path):
 def test_resume_says_what_changes(begin, tmp_path):
     """Another number of threads and another learning rate are allowed and said."""
     assert begin('--max_iters=2').finish()[0] == 0
-    status, out, err = begin('--max_iters=4', '--init_from=resume', '--learning_rate=0.02', OMP_NUM_THREADS='2').finish()
+    flags = ['--max_iters=4', '--init_from=resume', '--learning_rate=0.02']
+    status, out, err = begin(*flags, OMP_NUM_THREADS='2').finish()
     assert status == 0 and 'learning_rate 0.01 -> 0.02' in out, err
     assert 'threads 1 -> 2 (so not the same bits)' in out and 'max_iters 2 -> 4' in out
 
@@ -122,11 +129,10 @@ def survive(begin, tmp_path, kills, seed):
     process = begin(*flags)
     for n in range(kills):
         before = checkpoint.load(folder / 'ckpt.pt')['iter_num'] if (folder / 'ckpt.pt').exists() else -1
-        wait_for(lambda: (folder / 'metrics.jsonl').exists() or process.ended())
-        if n % 2:  # a file comes, goes, or changes its name
+        wait_for((folder / 'metrics.jsonl').exists)
+        if n % 2:
             time.sleep(rng.uniform(0, 0.3))
-            now = folder.stat().st_mtime_ns
-            wait_for(lambda: folder.stat().st_mtime_ns != now or process.ended())
+            wait_for(changed(folder))
             time.sleep(rng.uniform(0, 0.003))
         else:
             time.sleep(rng.uniform(0, 0.6))
@@ -218,7 +224,7 @@ def test_nobody_reads(tiny_data, tmp_path):
 
 
 def faulty(process, says, folder):
-    """The run ends with status 1 and one line that says so; the checkpoint is as it was, nothing is left half written."""
+    """The run ends with status 1 and one line that says so; the checkpoint is as it was, nothing half written."""
     before = (folder / 'ckpt.pt').read_bytes()
     status, _, err = process.finish()
     assert status == 1 and says in err and err.count('\n') == 1, err
@@ -295,7 +301,7 @@ def test_out_of_memory(begin, tmp_path):
 
 
 def test_one_process_a_folder(begin, tmp_path):
-    """A second run in a folder is refused while the first lives, resumed or not; the lock of a dead one is not in the way."""
+    """A second run in a folder is refused while the first lives; the lock of a dead one is not in the way."""
     first = begin('--max_iters=1000000', '--eval_interval=1000000')
     wait_for(reached(first, 2))
     for flags in ([], ['--init_from=resume']):
@@ -311,7 +317,7 @@ def test_one_process_a_folder(begin, tmp_path):
 
 
 def test_keep_checkpoints(begin, tmp_path):
-    """The last N stay by iteration; a run goes back by copying one over ckpt.pt, and overtakes those from its future."""
+    """The last N stay by iteration; a run goes back by a copy of one, and overtakes those from its future."""
     folder = tmp_path / 'run'
 
     def kept():

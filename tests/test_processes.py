@@ -26,7 +26,7 @@ def ranks(tiny_data, tmp_path):
         with socket.socket() as s:
             s.bind(('127.0.0.1', 0))
             port = s.getsockname()[1]
-        meet = dict(WORLD_SIZE=str(n), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), TORCHELASTIC_RUN_ID='test', **env)
+        meet = dict(WORLD_SIZE=str(n), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), TORCHELASTIC_RUN_ID='x', **env)
         started = [Started(*command, RANK=str(i), LOCAL_RANK=str(i), **meet) for i in range(n)]
         return [process.finish() for process in started]
 
@@ -88,7 +88,7 @@ def workers(folder):
 def test_same_run_with_more_processes(ranks, tmp_path, dropout):
     """1, 2 and 4 processes give the same 50 losses and validation figures, dropout off and on."""
     for n in (1, 2, 4):
-        for status, out, err in ranks.train(n, f'run{n}', f'--dropout={dropout}'):
+        for status, _, err in ranks.train(n, f'run{n}', f'--dropout={dropout}'):
             assert status == 0 and err == '', err
     expected = losses_of(tmp_path / 'run1')
     assert list(expected) == list(range(1, 51)) and expected[50] < expected[1] - 0.3
@@ -148,7 +148,7 @@ def test_share():
 
 
 def test_what_does_not_divide_is_one_line(ranks, tmp_path):
-    """A batch that three processes cannot share, and a wrong setting, end all of them with a line; nothing is written."""
+    """A batch that three processes cannot share, and a wrong setting, end all with a line; nothing is written."""
     for status, _, err in ranks.train(3, 'run'):
         assert status == 1 and err.count('\n') == 1 and '3 processes cannot share batches of --batch_size=2' in err
     done = ranks.train(2, 'run', '--n_head=3')
@@ -168,7 +168,7 @@ def test_torchrun(torchrun, ranks, tmp_path):
 
 
 def test_elastic(torchrun, ranks, tmp_path):
-    """A worker that is killed comes back by --max-restarts, and the run ends as it would have; one aside stays aside."""
+    """Killed workers come back by --max-restarts, the run ends as it would have, and an earlier one stays aside."""
     assert ranks.train(1, 'run', '--max_iters=3')[0][0] == 0  # an earlier run, which must not be taken for this one
     process = torchrun(2, '--max_iters=400', '--lr_decay_iters=400', options=['--max-restarts=3'])
     for victim, iteration in ((1, 25), (0, 60)):

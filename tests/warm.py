@@ -1,8 +1,9 @@
 """A Python that has imported torch already and forks a process for each script it is asked to run, so
 that a test need not wait two seconds for the import. One JSON object a line on stdin:
 
-    {"command": [script, *flags], "cwd": ..., "env": {...}, "out": file, "err": file}   -> the process's id
-    {"wait": id}                                                                        -> its exit status, as a shell has it
+    {"command": [script, *flags], "cwd": ..., "env": {...}, "out": file, "err": file, "limits": {...}}
+                                                      -> the process's id
+    {"wait": id}                                      -> its exit status, as a shell has it
 """
 import atexit
 import json
