@@ -129,7 +129,8 @@ def configure(settings, rules=(), argv=None):
 
 def fail(*messages, status=1):
     """Say on stderr what is wrong, one line 'error: message' each, and exit with this status."""
-    rank = os.environ.get('RANK', '0')  # of the processes that torchrun starts, all make the same mistakes in settings
+    # of the processes that torchrun starts, all make the same mistakes in settings
+    rank = os.environ.get('RANK', '0') if 'TORCHELASTIC_RUN_ID' in os.environ else '0'
     for message in messages if rank == '0' or status != 2 else ():
         print('error: ' + f'process {rank}: ' * (rank != '0') + printable(message), file=sys.stderr)
     raise SystemExit(status)

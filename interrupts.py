@@ -23,7 +23,7 @@ way_out = ''  # what to do where the memory does not suffice
 NO_MEMORY = re.compile("out of memory|can't allocate memory|cannot allocate memory|not enough memory|"
                        'size calculation overflowed', re.IGNORECASE)
 
-LOST = re.compile('connection (closed|reset|refused)|broken pipe|NCCL|heartbeat', re.IGNORECASE)
+LOST = re.compile('connection (closed|reset)|broken pipe|remote process exited|ncclRemoteError', re.IGNORECASE)
 
 
 def quiet(hint):
@@ -83,8 +83,8 @@ def explain(kind, error, traceback):
     if issubclass(kind, MemoryError) or issubclass(kind, RuntimeError) and NO_MEMORY.search(str(error)):
         reason = ' '.join(str(error).split('. GPU')[0].split())[:200]
         message = f'out of memory ({reason or kind.__name__}); {way_out}'
-    elif 'RANK' in os.environ and issubclass(kind, RuntimeError) and LOST.search(str(error)):
-        message = 'another process has ended; what ended it stands above'
+    elif 'TORCHELASTIC_RUN_ID' in os.environ and issubclass(kind, RuntimeError) and LOST.search(str(error)):
+        message = f'another process has ended, for its own reason ({str(error).splitlines()[0][:120]})'
     elif issubclass(kind, OSError):
         message = str(error)
     else:

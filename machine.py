@@ -15,6 +15,8 @@ def choose(device='auto', dtype='auto', local_rank=None):
     if device == 'auto':
         device, why_device = ('cuda', 'a CUDA GPU is there') if torch.cuda.is_available() else \
             ('mps', 'an Apple GPU is there') if torch.backends.mps.is_available() else ('cpu', 'no GPU is there')
+    if local_rank and ':' in device:
+        raise ValueError(f'--device={device} is one GPU for several processes; --device=cuda gives each its own')
     if device == 'cuda' and local_rank is not None:
         device = f'cuda:{local_rank}'
     try:

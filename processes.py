@@ -8,40 +8,42 @@ import gc
 import math
 import os
 import socket
+import uuid
 
 import torch
 import torch.distributed as dist
 
-rank = int(os.environ.get('RANK', 0))              # number of this process
-world = int(os.environ.get('WORLD_SIZE', 1))       # how many there are
-local_rank = int(os.environ.get('LOCAL_RANK', 0))  # number of this process on its machine
-first = rank == 0                                  # the one that writes and speaks
-launched = 'TORCHELASTIC_RUN_ID' in os.environ     # by torchrun, perhaps as one process
-launches = []                                      # the torchruns of all machines, which outlive their processes
+# by torchrun, perhaps as one process; what MPI or SLURM set is not taken for it
+launched = {'TORCHELASTIC_RUN_ID', 'RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'} <= os.environ.keys()
+env = os.environ if launched else {}
+rank = int(env.get('RANK', 0))              # number of this process
+world = int(env.get('WORLD_SIZE', 1))       # how many there are
+local_rank = int(env.get('LOCAL_RANK', 0))  # number of this process on its machine
+first = rank == 0                           # the one that writes and speaks
+launch = ''                                 # which torchrun it was; the same after its restarts
 
 
 def start(device):
     """Meet the other processes; device: name of the one that this process computes on."""
-    if launched:
-        on_gpu = device.startswith('cuda')
-        if on_gpu:
-            torch.cuda.set_device(device)
-        # sums of figures and flags go through gloo on the CPU, so that no GPU waits for them
-        backend, env, store = 'cpu:gloo,cuda:nccl' if on_gpu else 'gloo', os.environ, None
-        if env.get('TORCHELASTIC_USE_AGENT_STORE') == 'True' and env['GROUP_WORLD_SIZE'] == '1':
-            # torchrun's store outlives its restarts: without a fresh corner of it one may look for the dead
-            # (github.com/pytorch/pytorch/issues/135712). Several machines don't agree on the count.
-            store = dist.TCPStore(env['MASTER_ADDR'], int(env['MASTER_PORT']), is_master=False)
-            store = dist.PrefixStore(f"start {env['TORCHELASTIC_RESTART_COUNT']}", store)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world)
-        names = [''] * world
-        dist.all_gather_object(names, torchrun())
-        launches.extend(sorted(set(names)))
-
-
-def torchrun():
-    """The torchrun that started this process; '' for none."""
-    return f'{socket.gethostname()} {os.getppid()}' if launched else ''
+    global launch
+    if not launched:
+        return
+    backend, store = 'gloo', None
+    if device.startswith('cuda'):
+        torch.cuda.set_device(device)
+        backend = 'cpu:gloo,cuda:nccl'  # sums of figures and flags go by the CPU, so that no GPU waits for them
+    token = f"{env['TORCHELASTIC_RUN_ID']} {socket.gethostname()} {os.getppid()}"
+    if env.get('TORCHELASTIC_USE_AGENT_STORE') == 'True':  # a store that lives as long as torchrun
+        store = dist.TCPStore(env['MASTER_ADDR'], int(env['MASTER_PORT']), is_master=False)
+        token = store.compare_set('launch', '', str(uuid.uuid4())).decode()
+        # After a restart one might find the dead in it, without a fresh corner for each start
+        # (github.com/pytorch/pytorch/issues/135712). Several machines don't agree on the count.
+        again = env['TORCHELASTIC_RESTART_COUNT'] if env.get('GROUP_WORLD_SIZE') == '1' else 'any'
+        store = dist.PrefixStore(f'start {again}', store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+    tokens = [token]
+    dist.broadcast_object_list(tokens, src=0, device=torch.device('cpu'))
+    launch = tokens[0]
 
 
 def share(batch_size, gradient_accumulation_steps):

@@ -5,6 +5,7 @@
     ckpt-<iteration>.pt   the last few states, with --keep_checkpoints
     metrics.jsonl         a line for each log line and each evaluation
     lock                  held while a training process is at work here; left empty by one that is gone
+    launch                of a run that torchrun started, by what it knows the run again when it restarts it
 """
 import json
 import os
@@ -48,6 +49,8 @@ class RunDir:
         that again; or for a new one: then an earlier run is moved aside, to the folder that is returned."""
         try:
             aside = None if resume else set_aside(self.path)
+            if processes.launch:
+                (self.path / 'launch').write_text(processes.launch, encoding='utf-8')
             trim_metrics(self.path / 'metrics.jsonl', iter_num, last_eval)
             self.metrics = open(self.path / 'metrics.jsonl', 'a', encoding='utf-8')
             return aside
@@ -139,11 +142,14 @@ def newest(root='out'):
 
 
 def restarted(out_dir):
-    """Whether a torchrun of these processes has started some before that left ckpt.pt: then they are to go on with it.
+    """Whether torchrun has started these processes again: 1, then the run in the folder is its own; 2, with a
+    checkpoint to go on from; else 0."""
+    own = processes.first and processes.launch and read_launch(out_dir) == processes.launch
+    return processes.agree(own * (1 + os.path.exists(f'{out_dir}/ckpt.pt')) if own else 0)[0]
 
-    Raises ValueError where that is damaged.
-    """
-    path = f'{out_dir}/ckpt.pt'
-    mine = processes.launched and os.path.exists(path) and \
-        processes.torchrun() in checkpoint.load(path).get('progress', {}).get('launches', [])
-    return bool(processes.agree(int(mine))[0])
+
+def read_launch(out_dir):
+    try:
+        return (Path(out_dir) / 'launch').read_text(encoding='utf-8', errors='replace')
+    except OSError:
+        return ''

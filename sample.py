@@ -33,9 +33,12 @@ interrupts.quiet('lower --num_samples or --max_new_tokens')
 
 import checkpoint
 import machine
+import processes
 import rundir
 import sampling
 
+if processes.world > 1:
+    fail(f'sample.py is one process, not {processes.world}; start it without torchrun', status=2)
 try:
     out_dir = out_dir or str(rundir.newest())
     name = 'best.pt' if os.path.exists(f'{out_dir}/best.pt') else 'ckpt.pt'

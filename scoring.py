@@ -101,7 +101,7 @@ def measure(loss, states, n_tokens, mix, temperature):
         mine = figures['times'] > 0
         figures['times'] = everyones(figures['times'])
         for part in (figures, *(figures[name] for name in READINGS)):
-            for key in part.keys() - {'times', *READINGS}:
+            for key in sorted(part.keys() - {'times', *READINGS}):  # in one order in all processes
                 part[key] = np.where(figures['times'] > 0, everyones(np.where(mine, part[key], 0)), np.nan)
     return figures
 

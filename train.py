@@ -133,7 +133,8 @@ reported_scale = losses.reported_scale(loss, tokenizer.vocab_size)
 tokens_per_iter = gradient_accumulation_steps * batch_size * block_size
 
 # model: new, or from a checkpoint
-if rundir.restarted(out_dir):
+again = rundir.restarted(out_dir)
+if again == 2:
     init_from = 'resume'
 resume = init_from == 'resume'
 here = None  # the run's folder, where this is the process that writes
@@ -168,15 +169,13 @@ iter_num, best_val_loss = 0, float('inf')
 progress = {'last_eval': -1,      # iteration of the last evaluation
             'without_gain': 0,    # evaluations since the last improvement
             'seconds': 0.0,       # of training, over all starts
-            'wandb_run_id': '',
-            'launches': []}       # of torchrun, to know its restarts by
+            'wandb_run_id': ''}
 if resume:
     try:
         iter_num, best_val_loss, progress = checkpoint.resume(start, optimizer, scaler)
     except ValueError as e:
         fail(e)
 start = None  # free the memory
-progress['launches'] = processes.launches
 
 
 def learning_rate_at(it):
@@ -284,7 +283,7 @@ try:
             fail(f'W&B did not start ({(str(e) or repr(e)).splitlines()[0]}); WANDB_MODE=offline needs no account')
         progress['wandb_run_id'] = run.id
         run.define_metric('*', step_metric='iter')
-    if here and (aside := here.begin(resume, iter_num, progress['last_eval'])):
+    if here and (aside := here.begin(resume or again, iter_num, progress['last_eval'])):
         say(f'{out_dir} held an earlier run, which is now in {aside} (to go on with one: --init_from=resume)')
 except OSError as e:
     fail(e)
