@@ -40,8 +40,8 @@ def read_meta(folder):
                              "data/tinystories/prepare.py --input=...; or, if these are GPT-2's tokens, move it away")
         return None
     try:
-        if path.stat().st_size > 2**20:
-            raise ValueError(f'{path.stat().st_size:,} bytes')
+        if not path.is_file() or path.stat().st_size > 2**20:  # a pipe would not end
+            raise ValueError(f'no file, or of {path.stat().st_size:,} bytes')
         meta = json.loads(path.read_text(encoding='utf-8'))
         splits = [meta['splits'][name] for name in {'train', 'val', *meta['splits']}]
         wrong = [key for key, kind in (('source', str), ('synthetic', bool), ('vocab_size', int), ('tokenizer', str))

@@ -13,12 +13,14 @@
 import math
 import os
 import pickle
+import pickletools
 import re
 import zipfile
 from pathlib import Path
 
 import torch
 
+import interrupts
 import losses
 from model import GPT, GPTConfig
 from tokenizer import Tokenizer
@@ -27,6 +29,8 @@ from tokenizer import Tokenizer
 KEYS = {'model': dict, 'model_args': dict, 'activation': str, 'tokenizer': dict, 'loss': dict, 'iter_num': int,
         'best_val_loss': float, 'config': dict, 'data': dict}
 PLAIN = {'config': 1, 'machine': 1, 'progress': 2, 'data': 2, 'loss': 2, 'model_args': 2, 'tokenizer': 2}  # depths
+# what the pickle of a checkpoint may name; weights_only would allow more, bytearrays of any size for one
+GLOBALS = re.compile(r'collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch \w+Storage')
 SIZES = 'block_size', 'vocab_size', 'n_layer', 'n_head', 'n_embd'
 
 
@@ -59,18 +63,17 @@ def load(path):
     if not os.path.isfile(path):
         raise FileNotFoundError(f'''there is no checkpoint {path or "''"}; train first, or give another''')
     try:
-        with zipfile.ZipFile(path) as z:
-            entries = z.infolist()
-        if any(entry.compress_type for entry in entries) or sum(e.file_size for e in entries) > os.path.getsize(path):
-            raise ValueError('compressed entries, or entries that overlap')
+        check_archive(path)
         checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError:  # weights_only refused it
+    except Exception as e:
+        if interrupts.no_memory(e):
+            raise
+        if not isinstance(e, pickle.UnpicklingError):
+            reason = f'{type(e).__name__}: ' + str(e).split('\n')[0][:120]
+            raise ValueError(f'{path} is no checkpoint of this project, or damaged ({reason}); give another') from None
+        # weights_only refused it
         raise ValueError(f'{path} is no checkpoint of this project: damaged, or more than plain data; '
                          'give another') from None
-    except (RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError, OSError, RecursionError,
-            zipfile.BadZipFile) as e:
-        reason = f'{type(e).__name__}: ' + str(e).split('\n')[0][:120]
-        raise ValueError(f'{path} is no checkpoint of this project, or damaged ({reason}); give another') from None
     if not isinstance(checkpoint, dict):
         raise ValueError(f'{path} is no checkpoint of this project: it holds a {type(checkpoint).__name__}; '
                          'give another')
@@ -88,11 +91,50 @@ def load(path):
     return checkpoint | {'path': str(path)}
 
 
+def check_archive(path):
+    """Raises ValueError or BadZipFile where the file is no uncompressed archive of tensors and plain data,
+    as torch.save writes it, no longer inside than outside; before anything of it is unpickled."""
+    with open(path, 'rb') as f:
+        if f.read(4) != b'PK\3\4':  # torch.load reads other formats too
+            raise ValueError('not an archive of torch.save')
+    with zipfile.ZipFile(path) as z:
+        entries = z.infolist()
+        if any(entry.compress_type for entry in entries) or sum(e.file_size for e in entries) > os.path.getsize(path):
+            raise ValueError('compressed entries, or entries that overlap')
+        data, = (z.read(entry) for entry in entries if entry.filename.endswith('/data.pkl'))
+    tuples, reused, last, here = set(), 0, '', 0  # tuples in tuples in tuples would take for ever to be hashed
+    for opcode, value, _ in pickletools.genops(data):
+        if opcode.name == 'GLOBAL' and not GLOBALS.fullmatch(value) or opcode.name in ('DUP', 'STACK_GLOBAL', 'INST'):
+            raise pickle.UnpicklingError(value)
+        if opcode.name in ('BINPUT', 'LONG_BINPUT', 'PUT', 'MEMOIZE'):
+            here = here if opcode.name == 'MEMOIZE' else int(value)
+            tuples |= {here} if last.startswith('TUPLE') else set()
+            here += 1
+        reused += opcode.name in ('BINGET', 'LONG_BINGET', 'GET') and int(value) in tuples
+        last = opcode.name
+    if reused > 32:
+        raise ValueError('tuples within tuples')
+
+
+def distinct_bytes(tensors):
+    """Raises ValueError where tensors share memory, so that a small file would become large."""
+    memory = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
+    if sum(x.numel() * x.element_size() for x in tensors) > sum(memory.values()):
+        raise ValueError('weights that share memory')
+
+
 def plain(x, depth):
     """Whether x is a string or a number, or dicts and lists of such, at most `depth` of them in each other."""
     if isinstance(x, (dict, list)):
         return depth > 0 and all(plain(y, depth - 1) for y in (x.values() if isinstance(x, dict) else x))
     return x is None or isinstance(x, (str, int, float))
+
+
+def finite(model, optimizer):
+    """Whether all weights and the optimizer's moments are finite."""
+    state = [x for moments in optimizer.state.values() for x in moments.values()]
+    weights = list(model.parameters())
+    return bool(torch.stack([x.isfinite().all().to(weights[0].device) for x in [*weights, *state]]).all())
 
 
 def describe(model, tokenizer, loss_name, loss):
@@ -125,6 +167,8 @@ def restore(checkpoint, device='cpu', dropout=0.0):
         else:
             raise ValueError(f'a loss of the numbers {numbers}')
     except (KeyError, TypeError, RuntimeError, ArithmeticError, AttributeError, ValueError) as e:
+        if interrupts.no_memory(e):
+            raise
         reason = f'{type(e).__name__}: ' + ' '.join(str(e).split())[:200]
         path = checkpoint.get('path', 'the checkpoint')
         raise ValueError(f'{path}: its parts do not fit each other ({reason}); give another') from None
@@ -156,6 +200,7 @@ def build(config, weights):
             continue
         raise ValueError(f"{name} is {found}, in a model of {config.n_layer} layers, {config.n_embd} wide, it is "
                          f"{shapes.get(name, 'unknown')}")
+    distinct_bytes([w for name, w in weights.items() if name != 'lm_head.weight'])
     vocabulary = weights['transformer.wte.weight']
     padded = torch.nn.functional.pad(vocabulary, (0, 0, 0, model.lm_head.weight.size(0) - len(vocabulary)))
     weights = {name: w.float().clone() for name, w in weights.items()} | {'transformer.wte.weight': padded.float()}
@@ -230,6 +275,7 @@ def resume(checkpoint, optimizer, scaler):
             shapes = {'step': (), 'exp_avg': params[i].shape, 'exp_avg_sq': params[i].shape}
             if {name: m.shape for name, m in moments.items() if floats(m) and m.is_contiguous()} != shapes:
                 raise ValueError(f'weight {i} has the shape {[*params[i].shape]}, its state another')
+        distinct_bytes([m for moments in state.values() for m in moments.values()])
         optimizer.load_state_dict(checkpoint['optimizer'])
         if checkpoint['scaler']:
             scaler.load_state_dict(checkpoint['scaler'])
@@ -240,6 +286,8 @@ def resume(checkpoint, optimizer, scaler):
                 not re.fullmatch('[A-Za-z0-9_-]*', progress['wandb_run_id']):  # it becomes part of a folder's name
             raise ValueError(f'progress {progress}')
     except (KeyError, TypeError, RuntimeError, AttributeError, ValueError) as e:
+        if interrupts.no_memory(e):
+            raise
         reason = f'{type(e).__name__}: ' + ' '.join(str(e).split())[:200]
         raise ValueError(f"{checkpoint['path']} can't be resumed: its optimizer, scaler or progress is damaged "
                          f"({reason}); begin a new run from its weights: --init_from={checkpoint['path']} "

@@ -7,6 +7,7 @@
 Only a training loop that has called listen() does this; before that, and in the other scripts, a
 signal ends the script as usual. What was ignored from the start (nohup) stays ignored.
 """
+import errno
 import os
 import re
 import signal
@@ -35,6 +36,9 @@ def quiet(hint):
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     if hasattr(signal, 'SIGUSR1'):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for name in ('stdout', 'stderr'):
+        if getattr(sys, name) is None:  # closed from the start: >&-
+            setattr(sys, name, open(os.devnull, 'w'))
     sys.stdout.reconfigure(errors='replace')  # a terminal that lacks a character does not end a run
     sys.excepthook = explain
 
@@ -67,9 +71,12 @@ def say(text):
     try:
         tqdm.write(printable(text))
         sys.stdout.flush()
-    except OSError:
-        stop = stop or getattr(signal, 'SIGPIPE', signal.SIGTERM)
+    except OSError as e:
         mute(1)
+        if e.errno in (errno.EPIPE, errno.EIO):
+            stop = stop or getattr(signal, 'SIGPIPE', signal.SIGTERM)
+        else:
+            print(f'note: nothing more can be written to stdout ({e.strerror}); the run goes on', file=sys.stderr)
 
 
 def mute(*outputs):
@@ -78,9 +85,16 @@ def mute(*outputs):
         os.dup2(null, fd)
 
 
+def no_memory(error):
+    """Whether an exception says that memory, of the machine or the GPU, did not suffice."""
+    return isinstance(error, MemoryError) or isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error)))
+
+
 def explain(kind, error, traceback):
     """The excepthook: one line for what is no mistake of the code, the traceback for the rest."""
-    if issubclass(kind, MemoryError) or issubclass(kind, RuntimeError) and NO_MEMORY.search(str(error)):
+    if issubclass(kind, BrokenPipeError):
+        return mute(1)  # sample.py | head
+    if no_memory(error):
         reason = ' '.join(str(error).split('. GPU')[0].split())[:200]
         message = f'out of memory ({reason or kind.__name__}); {way_out}'
     elif 'TORCHELASTIC_RUN_ID' in os.environ and issubclass(kind, RuntimeError) and LOST.search(str(error)):

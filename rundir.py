@@ -3,6 +3,7 @@
     ckpt.pt               the last state (see checkpoint.py)
     best.pt               the best one
     ckpt-<iteration>.pt   the last few states, with --keep_checkpoints
+    best-<iteration>.pt, metrics-<iteration>.jsonl    what a run had made that then went back to an earlier state
     metrics.jsonl         a line for each log line and each evaluation
     lock                  held while a training process is at work here; left empty by one that is gone
     launch                of a run that torchrun started, by what it knows the run again when it restarts it
@@ -29,12 +30,13 @@ class RunDir:
     """
 
     def __init__(self, out_dir):
-        self.path, self.metrics = Path(out_dir), None
+        self.path, self.metrics, self.wandb = Path(out_dir), None, None
         self.lock = FileLock(self.path / 'lock', timeout=0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock.acquire()
-            for name in ('ckpt*.pt.partial', 'best.pt.partial', 'metrics.jsonl.partial'):
+            self.inode = os.stat(self.lock.lock_file).st_ino
+            for name in ('ckpt.pt.partial', 'ckpt-*.pt.partial', 'best.pt.partial', 'metrics.jsonl.partial'):
                 for partial in self.path.glob(name):
                     partial.unlink()
         except Timeout:
@@ -46,49 +48,103 @@ class RunDir:
 
     def begin(self, resume, iter_num, last_eval):
         """Open metrics.jsonl for a resumed run, without what was logged after its checkpoint, since it logs
-        that again; or for a new one: then an earlier run is moved aside, to the folder that is returned."""
+        that again; or for a new one, whose folder an earlier run leaves. What moved where, a list."""
         try:
-            aside = None if resume else set_aside(self.path)
+            moved = self.go_back(iter_num, last_eval) if resume else set_aside(self.path)
             if processes.launch:
                 (self.path / 'launch').write_text(processes.launch, encoding='utf-8')
             trim_metrics(self.path / 'metrics.jsonl', iter_num, last_eval)
             self.metrics = open(self.path / 'metrics.jsonl', 'a', encoding='utf-8')
-            return aside
+            return moved
         except OSError as e:
-            raise OSError(f'--out_dir={self.path} cannot be used: {e}; choose another') from None
+            way = SAFE if resume else 'choose another'
+            raise OSError(f'--out_dir={self.path} cannot be used: {e.strerror}; {way}') from None
+
+    def watch(self, project, name, id, config):
+        """Log to W&B too: to a new run there, or to that of an id. Its id. Raises OSError."""
+        import wandb
+        try:
+            run = wandb.init(project=project, name=name or self.path.name, dir=self.path, id=id or None,
+                             resume='allow', config=config)
+        except Exception as e:  # no key, no network: several classes, some private
+            raise OSError(f'W&B did not start ({(str(e) or repr(e)).splitlines()[0]}); WANDB_MODE=offline needs no '
+                          'account') from None
+        run.define_metric('*', step_metric='iter')
+        self.wandb = wandb
+        return run.id
+
+    def end(self, failed):
+        if self.wandb:
+            self.wandb.finish(exit_code=int(failed))
+
+    def go_back(self, iter_num, last_eval):
+        """Give what a run had made beyond the checkpoint that it is resumed from names of its own, so that
+        it stays. (After a kill this may be a best.pt that is made again: then save() deletes it.)"""
+        best, metrics = self.path / 'best.pt', self.path / 'metrics.jsonl'
+        if not metrics.exists():
+            return [f'{metrics} is gone, so what was logged until iteration {iter_num} is missing in it']
+        lost = [entry['iter'] for entry in entries(metrics) if 'val_nats' in entry and entry['iter'] > last_eval]
+        said = []
+        if len(lost) > 1:
+            shutil.copyfile(metrics, later := self.path / f'metrics-{max(lost)}.jsonl')
+            said.append(f'the metrics of later iterations stay in {later}')
+        if best.exists() and (n := checkpoint.load(best)['iter_num']) > iter_num:
+            os.replace(best, later := self.path / f'best-{n}.pt')
+            said.append(f'the best of later iterations is now {later}')
+        return said if len(lost) > 1 else []
+
+    def still_ours(self):
+        """Raises OSError where the folder, or the lock in it, is no longer the one that this run has taken."""
+        try:
+            if os.stat(self.lock.lock_file).st_ino == self.inode:
+                return
+        except OSError:
+            pass
+        raise OSError(f'{self.path} was moved, deleted or taken by another run while this one was at work in it; '
+                      'this run ends, and has written nothing more there')
 
     def log(self, **values):
         """A line of metrics.jsonl. Raises OSError."""
+        self.still_ours()
         try:
             self.metrics.write(json.dumps(values, allow_nan=False) + '\n')
             self.metrics.flush()
         except OSError as e:
             raise OSError(f'{self.path}/metrics.jsonl cannot be written ({e.strerror}); {SAFE}') from None
+        if self.wandb:
+            self.wandb.log(values)
 
     def save(self, contents, best=False, keep=0):
         """Write best.pt, or ckpt.pt; that with keep > 0 as ckpt-<iteration>.pt too, of which the last `keep`
         up to here stay. Raises OSError."""
+        self.still_ours()
         try:
             os.fsync(self.metrics.fileno())  # no checkpoint is ahead of its metrics
             last = self.path / ('best.pt' if best else 'ckpt.pt')
             path = self.path / f"ckpt-{contents['iter_num']}.pt" if keep else last
             checkpoint.save(contents, path)
+            before = self.path / f"best-{contents['iter_num']}.pt"  # by a start that was killed before it wrote ckpt.pt
+            if best and before.exists() and checkpoint.load(before)['best_val_loss'] == contents['best_val_loss']:
+                before.unlink()
             if keep:
-                link(path, last)
+                copy(path, last)
                 for path in [path for n, path in numbered(self.path).items() if n <= contents['iter_num']][:-keep]:
                     path.unlink()
         except OSError as e:
             raise OSError(f'no checkpoint could be saved in {self.path} ({e.strerror}); {SAFE}') from None
 
 
-def link(path, name):
-    """Give a file a second name, in place of what had it; at any instant one of the two is there."""
+def copy(path, name):
+    """Copy a file in place of another; at any instant one of the two is there. (No link: whoever copies over
+    one of two linked files writes into both.)"""
     partial = Path(f'{name}.partial')
     try:
-        os.link(path, partial)
-    except OSError:  # a file system without links
         shutil.copyfile(path, partial)
-    os.replace(partial, name)
+        with open(partial, 'rb+') as f:
+            os.fsync(f.fileno())
+        os.replace(partial, name)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def numbered(out_dir):
@@ -98,38 +154,52 @@ def numbered(out_dir):
 
 
 def set_aside(out_dir):
-    """Move an earlier run's files from out_dir to out_dir.1 (or .2, ...); that folder, or None. Raises OSError."""
-    files = [path for name in ('ckpt.pt', 'best.pt', 'metrics.jsonl') if (path := Path(out_dir) / name).exists()]
-    files += numbered(out_dir).values()
+    """Move an earlier run's files from out_dir to out_dir.1 (or .2, ...), ckpt.pt last. Says so in a list.
+    Raises OSError."""
+    path = Path(os.path.realpath(out_dir))
+    files = [path / name for name in ('metrics.jsonl', 'best.pt')] + [*numbered(path).values(), path / 'ckpt.pt']
+    files = [file for file in files if file.exists()]
     if not files:
-        return None
-    n = 1
-    while (aside := Path(f'{os.path.normpath(out_dir)}.{n}')).exists():
+        return []
+    same_disk = path.parent.stat().st_dev == path.stat().st_dev  # no file moves out of a mount point
+    n, beside = 1, f'{path}.' if same_disk else f'{path}/earlier-'
+    while (aside := Path(f'{beside}{n}')).exists():
         n += 1
     aside.mkdir()
-    for path in files:
-        os.rename(path, aside / path.name)
-    return aside
+    for file in files:
+        os.rename(file, aside / file.name)
+    return [f'{out_dir} held an earlier run, which is now in {aside} (to go on with that one: --init_from=resume '
+            f'--out_dir={aside})']
 
 
-def trim_metrics(path, iter_num, last_eval):
-    """Leave out what was logged after iteration iter_num, and evaluations after last_eval."""
+def entries(path):
+    """The lines of a metrics.jsonl, dicts; without one that a kill has cut short."""
     if not path.exists():
         return
-    kept = []
     with open(path, encoding='utf-8', errors='replace') as f:
         for line in f:
             try:
                 entry = json.loads(line)
-                if entry['iter'] <= (last_eval if 'val_nats' in entry else iter_num):
-                    kept.append(line)
-            except (ValueError, KeyError, TypeError):  # a kill cut this line short
+                entry['iter'] + 0  # noqa: B018
+            except (ValueError, KeyError, TypeError):
                 continue
-    with open(f'{path}.partial', 'w', encoding='utf-8') as f:
-        f.writelines(kept)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(f'{path}.partial', path)
+            yield entry
+
+
+def trim_metrics(path, iter_num, last_eval):
+    """Leave out what was logged after iteration iter_num, and evaluations after last_eval."""
+    kept = [entry for entry in entries(path) if entry['iter'] <= (last_eval if 'val_nats' in entry else iter_num)]
+    if not path.exists():
+        return
+    partial = Path(f'{path}.partial')
+    try:
+        with open(partial, 'w', encoding='utf-8') as f:
+            f.writelines(json.dumps(entry) + '\n' for entry in kept)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def newest(root='out'):

@@ -91,8 +91,9 @@ class Tokenizer:
             return cls(where)
         folder = os.path.isdir(where)
         path = os.path.join(where, 'meta.json') if folder else where
-        if os.path.getsize(path) > 2**24:  # 65,535 entries need about 1 MB
-            raise ValueError(f'{path} is no tokenizer: {os.path.getsize(path):,} bytes')
+        if os.path.exists(path) and (not os.path.isfile(path) or os.path.getsize(path) > 2**24):  # 1 MB is usual
+            raise ValueError(f'{path} is no tokenizer: no file, or of {os.path.getsize(path):,} bytes; prepare the '
+                             'data again')
         try:
             with open(path, encoding='utf-8') as f:
                 plain = json.load(f)

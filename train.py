@@ -153,7 +153,6 @@ else:
         fail(e)
     if changed:
         say(f"changed since this run was saved: {', '.join(changed)}")
-    config |= {name: getattr(raw_model.config, name) for name in ('n_layer', 'n_head', 'n_embd', 'bias', 'activation')}
 raw_model.to(device)
 local_model = torch.compile(raw_model) if compiled else raw_model
 
@@ -243,8 +242,6 @@ def save(best=False):
 def log(**values):
     if here:
         here.log(iter=iter_num, **values)
-        if wandb_log:
-            wandb.log({'iter': iter_num, **values})
 
 
 def perplexity(nats):
@@ -275,16 +272,10 @@ if eval_only:
 try:
     here = here or (rundir.RunDir(out_dir) if processes.first else None)
     if here and wandb_log:
-        import wandb
-        try:
-            run = wandb.init(project=wandb_project, name=wandb_run_name or os.path.basename(out_dir), dir=out_dir,
-                             id=progress['wandb_run_id'] or None, resume='allow', config={**config, 'data': data})
-        except Exception as e:  # no key, no network: several classes, some private
-            fail(f'W&B did not start ({(str(e) or repr(e)).splitlines()[0]}); WANDB_MODE=offline needs no account')
-        progress['wandb_run_id'] = run.id
-        run.define_metric('*', step_metric='iter')
-    if here and (aside := here.begin(resume or again, iter_num, progress['last_eval'])):
-        say(f'{out_dir} held an earlier run, which is now in {aside} (to go on with one: --init_from=resume)')
+        progress['wandb_run_id'] = here.watch(wandb_project, wandb_run_name, progress['wandb_run_id'],
+                                              {**config, **vars(shape), 'data': data})
+    for moved in here.begin(resume or again, iter_num, progress['last_eval']) if here else ():
+        say(moved)
 except OSError as e:
     fail(e)
 interrupts.listen()
@@ -308,8 +299,8 @@ while True:
     if (iter_num % eval_interval == 0 or iter_num >= max_iters) and iter_num != progress['last_eval']:
         t_eval = time.perf_counter()
         objective, nats = evaluate()
-        if not math.isfinite(objective + nats):
-            end = f'the validation loss is {objective}, {nats} nats, at iteration {iter_num}'
+        if not (math.isfinite(objective + nats) and checkpoint.finite(raw_model, optimizer)):
+            end = f'at iteration {iter_num} the validation loss is {objective}, {nats} nats, or the optimizer overflows'
             break
         better = nats < best_val_loss
         progress['without_gain'] = 0 if nats < best_val_loss - min_delta else progress['without_gain'] + 1
@@ -332,8 +323,8 @@ while True:
         say(f'stopping early: {patience} evaluations without improvement')
         break
     if stop or asked:
-        if not all(p.isfinite().all() for p in raw_model.parameters()):
-            end = f'the weights are not finite at iteration {iter_num}'
+        if not checkpoint.finite(raw_model, optimizer):
+            end = f'weights or the optimizer are not finite at iteration {iter_num}'
             break
         if progress['last_eval'] != iter_num:
             save()
@@ -384,8 +375,8 @@ bar.close()
 
 # -----------------------------------------------------------------------------
 # the end
-if wandb_log and here:
-    wandb.finish(exit_code=1 if end else 0)
+if here:
+    here.end(failed=bool(end))
 model = None  # its gradients' buffers end before the process group does
 processes.part()
 if end and not here:

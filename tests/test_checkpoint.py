@@ -1,6 +1,7 @@
 """Checkpoints: what goes in comes out, no code runs, nothing is half written or lost."""
 import os
 import pickle
+import zipfile
 
 import pytest
 import torch
@@ -113,3 +114,43 @@ def test_failed_save_leaves_the_old_one(tmp_path):
     with pytest.raises(AttributeError):
         checkpoint.save({'model': torch.zeros(10), 'bad': lambda: 0}, path)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ['ckpt.pt']
+
+
+def with_pickle(path, pickled):
+    """The checkpoint's archive with other bytes in place of its data.pkl."""
+    with zipfile.ZipFile(path) as z:
+        parts = {entry.filename: z.read(entry) for entry in z.infolist()}
+    with zipfile.ZipFile(path, 'w') as z:
+        for name, data in parts.items():
+            z.writestr(name, pickled if name.endswith('data.pkl') else data)
+
+
+@pytest.mark.parametrize('pickled', [
+    b'\x80\x02}X\x01\0\0\0acbuiltins\nbytearray\n\x8a\x05\x00\x00\x00\x00\x02\x85Rs.',  # bytearray(2**33)
+    b'\x80\x02}' + b')q\x00' + b''.join(b'h%ch%c\x86q%c' % (i, i, i + 1) for i in range(60)) + b'K\x01s.',
+    b'\x80\x02}' + b'K\x01' + b'2\x86' * 60 + b'K\x01s.',
+], ids=['memory', 'time by memo', 'time by dup'])
+def test_pickles_that_would_take_for_ever(tmp_path, pickled):
+    """A pickle that makes gigabytes, or a key that takes 2^60 steps to hash, is refused before it is read."""
+    with_pickle(saved(tmp_path / 'x.pt', small()), pickled)
+    with pytest.raises(ValueError, match='x.pt is no checkpoint'):
+        checkpoint.load(tmp_path / 'x.pt')
+
+
+def test_other_formats_are_refused(tmp_path):
+    """A file of the old format with an archive at its end, which zipfile finds, is refused."""
+    old = tmp_path / 'old.pt'
+    torch.save({'model': {}}, old, _use_new_zipfile_serialization=False)
+    old.write_bytes(old.read_bytes() + saved(tmp_path / 'x.pt', small()).read_bytes())
+    with pytest.raises(ValueError, match='not an archive'):
+        checkpoint.load(old)
+
+
+def test_weights_that_share_memory(tmp_path):
+    """Many weights in one storage, which would take many times the file's length, are refused."""
+    loaded = checkpoint.load(saved(tmp_path / 'a.pt', small()))
+    storage = torch.zeros(512)
+    loaded['model'] = {name: w if w.numel() > 512 or name == 'lm_head.weight' else storage[:w.numel()].view(w.shape)
+                       for name, w in loaded['model'].items()}
+    with pytest.raises(ValueError, match='share memory'):
+        checkpoint.restore(loaded)

@@ -227,7 +227,8 @@ def faulty(process, says, folder):
     """The run ends with status 1 and one line that says so; the checkpoint is as it was, nothing half written."""
     before = (folder / 'ckpt.pt').read_bytes()
     status, _, err = process.finish()
-    assert status == 1 and says in err and err.count('\n') == 1, err
+    errors = [line for line in err.splitlines() if not line.startswith('note: ')]  # stdout may be full as well
+    assert status == 1 and len(errors) == 1 and says in errors[0], err
     assert (folder / 'ckpt.pt').read_bytes() == before and not list(folder.glob('*.partial'))
 
 
@@ -324,16 +325,68 @@ def test_keep_checkpoints(begin, tmp_path):
         return sorted(int(path.stem[5:]) for path in folder.glob('ckpt-*.pt'))
     assert begin('--max_iters=16', '--keep_checkpoints=3', '--lr_decay_iters=20').finish()[0] == 0
     assert kept() == [8, 12, 16] and checkpoint.load(folder / 'ckpt-8.pt')['iter_num'] == 8
-    assert (folder / 'ckpt.pt').samefile(folder / 'ckpt-16.pt')
     shutil.copytree(folder, tmp_path / 'whole')
-    (folder / 'ckpt-16.pt').unlink()
     shutil.copy(folder / 'ckpt-8.pt', folder / 'ckpt.pt')
-    status, _, err = begin('--max_iters=16', '--keep_checkpoints=3', '--lr_decay_iters=20',
+    assert checkpoint.load(folder / 'ckpt-16.pt')['iter_num'] == 16
+    status, out, err = begin('--max_iters=16', '--keep_checkpoints=3', '--lr_decay_iters=20',
                            '--init_from=resume').finish()
     assert status == 0 and kept() == [8, 12, 16], err
+    assert f'metrics of later iterations stay in {folder}/metrics-16.jsonl' in out
     same_run(tmp_path / 'whole', folder)
+    assert not (folder / 'best-16.pt').exists()  # the same one was made again
+    shutil.copy(folder / 'ckpt-8.pt', folder / 'ckpt.pt')
+    status, out, err = begin('--max_iters=16', '--learning_rate=1e-6', '--init_from=resume').finish()
+    assert status == 0 and f'best of later iterations is now {folder}/best-16.pt' in out, err
+    best, later = (checkpoint.load(folder / name)['best_val_loss'] for name in ('best.pt', 'best-16.pt'))
+    assert later < best
     status, out, _ = begin('--max_iters=2').finish()  # all of them are moved aside
     assert status == 0 and kept() == [] and len(list((tmp_path / 'run.1').glob('ckpt-*.pt'))) == 3
+
+
+@pytest.mark.parametrize('how', ['lock deleted', 'folder moved', 'folder deleted'])
+def test_a_folder_that_is_taken_away(begin, tmp_path, how):
+    """A run whose folder or lock is gone ends, and does not write into what another run has made there."""
+    folder = tmp_path / 'run'
+    first = begin('--max_iters=1000000', '--eval_interval=1000000', '--log_interval=1000')
+    wait_for((folder / 'ckpt.pt').exists)
+    if how == 'lock deleted':
+        (folder / 'lock').unlink()
+    elif how == 'folder moved':
+        folder.rename(tmp_path / 'elsewhere')
+    else:
+        shutil.rmtree(folder)
+    assert begin('--max_iters=4', '--seed=7').finish()[0] == 0
+    first.send(signal.SIGTERM)
+    status, _, err = first.finish()
+    assert status == 1 and 'was moved, deleted or taken by another run' in err and err.count('\n') == 1, err
+    assert checkpoint.load(folder / 'ckpt.pt')['config']['seed'] == 7
+
+
+def test_resume_of_a_run_from_a_file(begin, tmp_path):
+    """A run begun with another one's weights and shape resumes with the same flags, which don't name the shape."""
+    assert begin('--max_iters=2', '--n_layer=2', folder='other').finish()[0] == 0
+    status, _, err = begin(f'--init_from={tmp_path}/other/best.pt', '--max_iters=4').finish()
+    assert status == 0, err
+    status, out, err = begin('--init_from=resume', '--max_iters=6').finish()
+    assert status == 0 and 'model: 2 layers' in out, err
+
+
+def test_overflow_is_not_saved(begin, tmp_path):
+    """Moments of the optimizer that overflow end the run, though the weights are finite; what was saved is good."""
+    status, _, err = begin('--loss=mse', '--mse_true_weight=1e22', '--grad_clip=0').finish()
+    assert status == 1 and 'the optimizer' in err and err.count('\n') == 1, err
+    saved = checkpoint.load(tmp_path / 'run/ckpt.pt')
+    assert all(x.isfinite().all() for moments in saved['optimizer']['state'].values() for x in moments.values())
+
+
+def test_closed_and_full_outputs(tiny_data, tmp_path):
+    """Without stdout, with a full one, and without stderr a run trains to its end."""
+    for i, end in enumerate(('>&-', '>/dev/full', '2>&- >/dev/null')):
+        command = ' '.join([sys.executable, 'train.py', *STEADY, f'--dataset={tiny_data}', f'--out_dir={tmp_path}/{i}',
+                            '--max_iters=4', end])
+        done = subprocess.run(['bash', '-c', command], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0 and 'Traceback' not in done.stderr, done.stderr
+        assert checkpoint.load(tmp_path / f'{i}/ckpt.pt')['iter_num'] == 4
 
 
 @pytest.mark.cuda

@@ -51,9 +51,10 @@ def torchrun(tiny_data, tmp_path):
         return started[-1]
     yield start
     for process in started:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
+    for pid in workers(tmp_path / 'run').values():
+        os.kill(pid, signal.SIGKILL)
 
 
 def losses_of(folder):
@@ -250,7 +251,8 @@ def test_a_failing_process_is_the_one_that_speaks(tiny_data, tmp_path):
     done = [process.finish(timeout=30) for process in both]
     assert [status for status, _, _ in done] == [1, 1]
     assert 'process 1:' in done[1][2] and 'data1/train.bin was changed or deleted' in done[1][2]
-    assert done[0][2].startswith('error: another process has ended, for its own reason (') and done[0][2].count('\n') == 1
+    assert done[0][2].startswith('error: another process has ended, for its own reason (')
+    assert done[0][2].count('\n') == 1
     assert checkpoint.load(tmp_path / 'run/ckpt.pt')['iter_num'] == 0
 
 

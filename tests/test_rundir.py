@@ -17,9 +17,9 @@ def test_newest_and_set_aside(tmp_path):
     assert rundir.newest(tmp_path) == tmp_path / 'b/c'
     (tmp_path / 'a/mine.txt').write_text('keep')
     (tmp_path / 'a.1').mkdir()
-    assert rundir.set_aside(f'{tmp_path}/a/') == tmp_path / 'a.2'
+    assert f'is now in {tmp_path}/a.2 ' in rundir.set_aside(f'{tmp_path}/a/')[0]
     assert os.listdir(tmp_path / 'a.2') == ['ckpt.pt'] and os.listdir(tmp_path / 'a') == ['mine.txt']
-    assert rundir.set_aside(tmp_path / 'a') is None and rundir.set_aside(tmp_path / 'none') is None
+    assert rundir.set_aside(tmp_path / 'a') == rundir.set_aside(tmp_path) == []
     with pytest.raises(FileNotFoundError, match='train first'):
         rundir.newest(tmp_path / 'none')
 

@@ -73,7 +73,7 @@ if __name__ == '__main__':  # not in the worker processes, which import this fil
     ])
 
 FILES = 'train.bin', 'val.bin', 'test.bin', 'meta.json', 'tokenizer.json'  # train.bin: the folder is complete
-SIGNALS = signal.SIGINT, signal.SIGTERM
+SIGNALS = signal.SIGINT, signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGTERM)  # Windows has no SIGHUP
 BLOCK = 1 << 20  # characters of a batch
 
 
@@ -351,7 +351,8 @@ def stopped(number):
 
 def main():
     for number in SIGNALS:
-        signal.signal(number, stop)
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, stop)
     out = Path(out_dir).resolve() if out_dir else HERE / tokenizer
     try:
         check_paths(out)
