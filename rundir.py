@@ -8,6 +8,7 @@
     lock                  held while a training process is at work here; left empty by one that is gone
     launch                of a run that torchrun started, by what it knows the run again when it restarts it
 """
+import itertools
 import json
 import os
 import shutil
@@ -86,10 +87,12 @@ class RunDir:
         lost = [entry['iter'] for entry in entries(metrics) if 'val_nats' in entry and entry['iter'] > last_eval]
         said = []
         if len(lost) > 1:
-            shutil.copyfile(metrics, later := self.path / f'metrics-{max(lost)}.jsonl')
+            shutil.copyfile(metrics, later := free(self.path / f'metrics-{max(lost)}.jsonl'))
             said.append(f'the metrics of later iterations stay in {later}')
-        if best.exists() and (n := checkpoint.load(best)['iter_num']) > iter_num:
-            os.replace(best, later := self.path / f'best-{n}.pt')
+        n, nats = summary(best)
+        if n > iter_num:
+            later = self.path / f'best-{n}.pt'
+            os.replace(best, later := later if summary(later) == (n, nats) else free(later))
             said.append(f'the best of later iterations is now {later}')
         return said if len(lost) > 1 else []
 
@@ -124,7 +127,7 @@ class RunDir:
             path = self.path / f"ckpt-{contents['iter_num']}.pt" if keep else last
             checkpoint.save(contents, path)
             before = self.path / f"best-{contents['iter_num']}.pt"  # by a start that was killed before it wrote ckpt.pt
-            if best and before.exists() and checkpoint.load(before)['best_val_loss'] == contents['best_val_loss']:
+            if best and summary(before) == (contents['iter_num'], contents['best_val_loss']):
                 before.unlink()
             if keep:
                 copy(path, last)
@@ -132,6 +135,21 @@ class RunDir:
                     path.unlink()
         except OSError as e:
             raise OSError(f'no checkpoint could be saved in {self.path} ({e.strerror}); {SAFE}') from None
+
+
+def summary(path):
+    """(iteration, nats) of a checkpoint; (-1, -1) where there is none, or a damaged one."""
+    try:
+        loaded = checkpoint.load(path)
+        return loaded['iter_num'], loaded['best_val_loss']
+    except (OSError, ValueError):
+        return -1, -1
+
+
+def free(path):
+    """The path, or where there is something, the first of path-1, path-2, ... (before the suffix) that is free."""
+    candidates = (path.with_stem(f'{path.stem}-{n}') for n in itertools.count(1))
+    return next(p for p in itertools.chain([path], candidates) if not p.exists())
 
 
 def copy(path, name):
@@ -157,8 +175,9 @@ def set_aside(out_dir):
     """Move an earlier run's files from out_dir to out_dir.1 (or .2, ...), ckpt.pt last. Says so in a list.
     Raises OSError."""
     path = Path(os.path.realpath(out_dir))
-    files = [path / name for name in ('metrics.jsonl', 'best.pt')] + [*numbered(path).values(), path / 'ckpt.pt']
-    files = [file for file in files if file.exists()]
+    names = 'metrics.jsonl', 'metrics-*.jsonl', 'best.pt', 'best-*.pt'
+    files = [file for name in names for file in path.glob(name)]
+    files += [file for file in (*numbered(path).values(), path / 'ckpt.pt') if file.exists()]
     if not files:
         return []
     same_disk = path.parent.stat().st_dev == path.stat().st_dev  # no file moves out of a mount point
