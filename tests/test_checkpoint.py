@@ -127,7 +127,7 @@ def with_pickle(path, pickled):
 
 @pytest.mark.parametrize('pickled', [
     b'\x80\x02}X\x01\0\0\0acbuiltins\nbytearray\n\x8a\x05\x00\x00\x00\x00\x02\x85Rs.',  # bytearray(2**33)
-    b'\x80\x02}' + b')q\x00' + b''.join(b'h%ch%c\x86q%c' % (i, i, i + 1) for i in range(60)) + b'K\x01s.',
+    b'\x80\x02}(' + b')q\x00' + b''.join(b'h%ch%c\x86q%c' % (i, i, i + 1) for i in range(60)) + b'K\x01u.',
     b'\x80\x02}' + b'K\x01' + b'2\x86' * 60 + b'K\x01s.',
 ], ids=['memory', 'time by memo', 'time by dup'])
 def test_pickles_that_would_take_for_ever(tmp_path, pickled):

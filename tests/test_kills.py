@@ -359,9 +359,12 @@ def test_a_folder_that_is_taken_away(begin, tmp_path, how):
         folder.rename(tmp_path / 'elsewhere')
     else:
         shutil.rmtree(folder)
-    assert begin('--max_iters=4', '--seed=7').finish()[0] == 0
+    second = begin('--max_iters=1000000', '--eval_interval=1000000', '--seed=7')
+    wait_for(reached(second, 2))
     first.send(signal.SIGTERM)
     status, _, err = first.finish()
+    second.send(signal.SIGTERM)
+    assert second.finish()[0] == 143
     assert status == 1 and 'was moved, deleted or taken by another run' in err and err.count('\n') == 1, err
     assert checkpoint.load(folder / 'ckpt.pt')['config']['seed'] == 7
 
