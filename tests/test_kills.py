@@ -351,8 +351,9 @@ def test_keep_checkpoints(begin, tmp_path):
 def test_a_folder_that_is_taken_away(begin, tmp_path, how):
     """A run whose folder or lock is gone ends, and does not write into what another run has made there."""
     folder = tmp_path / 'run'
-    first = begin('--max_iters=1000000', '--eval_interval=1000000', '--log_interval=1000')
-    wait_for((folder / 'ckpt.pt').exists)
+    first = begin('--max_iters=1000000', '--eval_interval=1000000', '--log_interval=1000000')
+    metrics = folder / 'metrics.jsonl'  # only after the line of iteration 1 does it not look at its folder by itself
+    wait_for(lambda: metrics.exists() and '"iter": 1,' in metrics.read_text())
     if how == 'lock deleted':
         (folder / 'lock').unlink()
     elif how == 'folder moved':
