@@ -124,7 +124,7 @@ def story(way, device, autocast, C=BPE, stories=1, tokens=250, **shape):
             if way == 'plain':
                 plain.generate(model, idx, tokens)
             else:
-                uniforms = torch.rand(stories, tokens, device=device)
+                uniforms = torch.rand(stories, tokens).numpy()
                 for ids in model.generate(idx, tokens, sampling.chooser(criterion, uniforms, 0.8, top_k=200)):
                     ids.tolist()  # as sample.py, which prints them
     return work, stories * tokens
@@ -181,6 +181,8 @@ def worker(pipe, case, how, settings):
     """Does turns of a case when told; at the end says its peak of memory in bytes."""
     if settings['threads']:
         torch.set_num_threads(settings['threads'])
+    if how['way'] == 'ours':
+        machine.keep_memory()
     device, _, autocast, _ = machine.choose(settings['device'], settings['dtype'])
     on_gpu = device.startswith('cuda')
     if case == 'iteration':

@@ -210,6 +210,7 @@ try:
     if not checkpoint:
         out_dir = out_dir or str(rundir.newest())
         checkpoint = f'{out_dir}/best.pt' if os.path.exists(f'{out_dir}/best.pt') else f'{out_dir}/ckpt.pt'
+    machine.keep_memory()
     device, _, _, why = machine.choose(device, 'float32', processes.local_rank if processes.launched else None)
     processes.start(device)
     runs = [open_run(path) for path in [checkpoint, compare] if path]

@@ -131,8 +131,8 @@ class _Chunked(torch.autograd.Function):
     """The sum over tokens of a loss of the logits, a chunk of tokens at a time.
 
     The gradients are made in the forward pass, while the chunk's logits are at hand, so there are
-    never more than `chunk_rows` rows of them. per_token(logits, targets) -> (losses (n,), their
-    gradient (n, C)) and may overwrite the logits.
+    never more than `chunk_rows` rows of them. per_token(logits (n, rows of weight), targets (n,), C) ->
+    (losses (n,), their gradient, of the logits' shape, zero from C on), and may overwrite the logits.
     """
 
     @staticmethod
@@ -148,48 +148,49 @@ class _Chunked(torch.autograd.Function):
             for i in range(0, len(h), rows):
                 part = slice(i, i + rows)
                 logits = _at_least_float32(F.linear(h[part], W))
-                losses, grad = per_token(logits[:, :C], targets[part])
+                losses, grad = per_token(logits, targets[part], C)
                 total += losses.sum()
-                if len(W) > C:  # padded rows made the product faster; here they end
-                    grad = F.pad(grad, (0, len(W) - C))
                 grad = grad.to(dtype)
                 grad_h[part] = grad @ W
                 if dtype == weight.dtype:
                     grad_W.addmm_(grad.T, h[part])
                 else:
                     grad_W += grad.T @ h[part]
-        ctx.save_for_backward(grad_h, grad_W)
+        ctx.grads = grad_h, grad_W
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        grad_h, grad_W = ctx.saved_tensors
-        return grad * grad_h, grad * grad_W, None, None, None
+        (grad_h, grad_W), ctx.grads = ctx.grads, None  # scaled in place, so they serve once
+        return grad_h.mul_(grad), grad_W.mul_(grad), None, None, None
 
 
-def _cross_entropy_with_grad(logits, targets):
-    log_p = F.log_softmax(logits, dim=-1)
-    losses = -log_p.gather(1, targets[:, None]).squeeze(1)
-    grad = log_p.exp_()
-    grad[torch.arange(len(targets), device=targets.device), targets] -= 1
-    return losses, grad
+def _cross_entropy_with_grad(logits, targets, C):
+    logits[:, C:] = -torch.inf  # the padding made the product faster; here it ends
+    of_target = logits.gather(1, targets[:, None]).squeeze(1)
+    largest = logits.amax(-1)
+    p = torch.softmax(logits, dim=-1, out=logits)  # row by row, so it may overwrite what it reads
+    # log sum exp f = f_j - log p_j for any j; the likeliest one loses no digits
+    losses = largest - p.amax(-1).log() - of_target
+    p[torch.arange(len(targets), device=targets.device), targets] -= 1
+    return losses, p
 
 
 def _with_grad(loss):
-    def per_token(logits, targets):
+    def per_token(logits, targets, C):
         with torch.enable_grad():
             logits = logits.detach().requires_grad_()
-            losses = loss(logits, targets)
+            losses = loss(logits[:, :C], targets)
             grad, = torch.autograd.grad(losses.sum(), logits)
         return losses.detach(), grad
     return per_token
 
 
 def chunk_rows(C, device):
-    """Tokens whose logits are held at a time: on a CPU so many that they stay in its cache (8 MB in
-    float32; measured, 64 MB took 1.3 to 2 times as long), elsewhere 256 MB."""
-    return max(32, 2**(21 if device.type == 'cpu' else 26) // C)
+    """Tokens whose logits are held at a time: elsewhere 256 MB of them in float32; on a CPU 8 MB, which
+    stay in its cache, but no fewer than 128 tokens, below which the products are slow (README, "Speed")."""
+    return max(128, 2**21 // C) if device.type == 'cpu' else max(128, 2**26 // C)
 
 
 def _at_least_float32(x):
@@ -260,7 +261,7 @@ def ratio(loss, logits, softmax):
 
 def log_link(loss, logits):
     """log link(loss, logits), (n, C), with LOG_0 where the link is 0."""
-    return F.log_softmax(logits, dim=-1) if _is_softmax(loss) else link(loss, logits).clamp_(min=math.exp(LOG_0)).log_()
+    return F.log_softmax(logits, dim=-1) if is_softmax(loss) else link(loss, logits).clamp_(min=math.exp(LOG_0)).log_()
 
 
 def tempered(log_link, temperature):
@@ -277,7 +278,7 @@ def read(loss, logits, targets, mix, temperature=None):
     the fitted one. mix and temperature are numbers, or tensors (n, 1).
     """
     softmax = F.softmax(logits, dim=-1)
-    if temperature is None and (_is_softmax(loss) or isinstance(mix, float) and mix == 1):
+    if temperature is None and (is_softmax(loss) or isinstance(mix, float) and mix == 1):
         return softmax, F.cross_entropy(logits, targets, reduction='none')
     at = targets[:, None]
     if temperature is None:
@@ -299,14 +300,14 @@ def nats(loss, logits, targets, mix=MIX):
     For a loss whose link is softmax this is its cross-entropy, to the last digit.
     """
     log_softmax = -F.cross_entropy(logits, targets, reduction='none')
-    if _is_softmax(loss):
+    if is_softmax(loss):
         return -log_softmax
     p = link(loss, logits).gather(1, targets[:, None]).squeeze(1)
     # in logarithms: softmax alone may underflow
     return -torch.logaddexp(torch.log((1 - mix) * p), log_softmax + (math.log(mix) if mix else -math.inf))
 
 
-def _is_softmax(loss):
+def is_softmax(loss):
     return not any(loss[1:5]) if isinstance(loss, Family) else not hasattr(loss, 'link')
 
 

@@ -121,6 +121,7 @@ except ConnectionError as e:
 except (OSError, ValueError) as e:
     fail(e)
 device_type = device.split(':')[0]
+machine.keep_memory()
 processes.start(device)
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
 data = {'source': meta['source'] if meta else 'bins without meta.json, taken as GPT-2 tokens',

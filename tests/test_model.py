@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import GPT, GPTConfig
+from model import Cache, GPT, GPTConfig
 
 
 def tiny(**changes):
@@ -94,14 +94,15 @@ def test_full_window_keeps_its_newest_half():
 
 
 @torch.no_grad()
-def test_cache_takes_several_tokens_at_once():
-    """Feeding a prompt in pieces gives the hidden states of feeding it whole."""
-    from model import Cache
-    model = tiny()
+@pytest.mark.parametrize('changes', [{}, {'bias': False}, {'activation': 'gelu_tanh'}])
+def test_steps_after_a_prompt(changes):
+    """A prompt and then one token at a time gives the logits of the naive GPT-2 for the whole."""
+    model = tiny(**changes)
     idx = torch.randint(70, (2, 14))
-    cache = Cache(model.config, 2, 'cpu', torch.float64)
-    pieces = [model(part, cache) for part in idx.split([5, 1, 8], dim=1)]
-    torch.testing.assert_close(torch.cat(pieces, 1), model(idx))
+    cache = Cache(model, 2, torch.float64)
+    ours = [model.logits(model(idx[:, :5], cache)[:, -1])] + [model.step(idx[:, i], cache) for i in range(5, 14)]
+    for b in range(2):
+        torch.testing.assert_close(torch.stack(ours)[:, b], naive_logits(model, idx[b])[4:], rtol=1e-9, atol=1e-10)
 
 
 def test_padding_is_no_token():
