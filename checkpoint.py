@@ -215,7 +215,7 @@ def floats(x):
 
 # Settings that make another run of a resumed one. The others may change while it goes on.
 IDENTITY = {'batch_size', 'gradient_accumulation_steps', 'seed', 'n_layer', 'n_head', 'n_embd', 'block_size', 'bias',
-            'activation', 'dropout', 'loss', 'squentropy_weight', 'squentropy_target', 'mse_true_weight', 'mse_target'}
+            'activation', 'dropout', 'optimizer', 'loss', 'squentropy_weight', 'squentropy_target', 'mse_true_weight', 'mse_target'}
 
 
 def differences(checkpoint, config, data, machine):
@@ -265,6 +265,8 @@ def resume(checkpoint, optimizer, scaler):
     Raises ValueError where the state does not fit the weights.
     """
     params = [p for group in optimizer.param_groups for p in group['params']]
+    muon = {i for i, p in enumerate(params) for group in optimizer.param_groups if 'momentum' in group
+            for q in group['params'] if q is p}
     settings = [{key: value for key, value in group.items() if key != 'params'} for group in optimizer.param_groups]
     progress = checkpoint['progress']
     try:
@@ -272,7 +274,8 @@ def resume(checkpoint, optimizer, scaler):
         if state and sorted(state) != list(range(len(params))):
             raise ValueError(f'the state of {len(state)} weights, not of {len(params)}')
         for i, moments in state.items():
-            shapes = {'step': (), 'exp_avg': params[i].shape, 'exp_avg_sq': params[i].shape}
+            like = params[i].shape
+            shapes = {'momentum_buffer': like} if i in muon else {'step': (), 'exp_avg': like, 'exp_avg_sq': like}
             if {name: m.shape for name, m in moments.items() if floats(m) and m.is_contiguous()} != shapes:
                 raise ValueError(f'weight {i} has the shape {[*params[i].shape]}, its state another')
         distinct_bytes([m for moments in state.values() for m in moments.values()])

@@ -43,8 +43,10 @@ squentropy_target = 0.0     # what the wrong classes' logits are drawn to; 0 = a
 mse_true_weight = 1.0       # k, weight of the true class's square; 1 = the plain square loss
 mse_target = 1.0            # M, what the true class's logit is drawn to
 # -----------------------------------------------------------------------------
-# optimizer: AdamW, linear warm-up, cosine decay
+# optimizer, with linear warm-up and cosine decay
+optimizer = 'adamw'         # adamw | muon (for the matrices of the blocks, with AdamW for the rest)
 learning_rate = 4e-3        # at its peak
+muon_learning_rate = 0.0    # of muon's matrices; 0 = learning_rate, of which muon makes steps as large as AdamW's
 max_iters = 2000            # iterations in all
 weight_decay = 0.1          # of matrices and embeddings
 beta1 = 0.9                 # AdamW's decay of the mean gradient
@@ -70,7 +72,7 @@ config = configure(globals(), rules=[
     '1 <= n_layer <= 10_000', 'n_head >= 1', 'n_embd >= 1', 'n_embd % n_head == 0', '0 <= dropout < 1',
     "activation in ('gelu', 'gelu_tanh')",
     'squentropy_weight >= 0', 'mse_true_weight > 0', 'mse_target > 0',
-    'learning_rate > 0', 'max_iters >= 0', 'weight_decay >= 0', '0 <= beta1 < 1', '0 <= beta2 < 1', 'grad_clip >= 0',
+    "optimizer in ('adamw', 'muon')", 'learning_rate > 0', 'muon_learning_rate >= 0', 'max_iters >= 0', 'weight_decay >= 0', '0 <= beta1 < 1', '0 <= beta2 < 1', 'grad_clip >= 0',
     'warmup_iters >= 0', 'lr_decay_iters >= 0', '0 <= min_lr <= learning_rate', 'patience >= 0', 'min_delta >= 0',
     "dtype in ('auto', 'float32', 'bfloat16', 'float16')", "compile in ('auto', 'True', 'False')",
     "device == 'auto' or device.split(':')[0] in ('cpu', 'cuda', 'mps')",
@@ -93,6 +95,7 @@ import bins
 import checkpoint
 import losses
 import machine
+import optimizers
 import processes
 import rng
 import rundir
@@ -157,12 +160,8 @@ else:
 raw_model.to(device)
 local_model = torch.compile(raw_model) if compiled else raw_model
 
-# optimizer: weight decay for matrices and embeddings, none for biases and layer norms
-matrices = [p for p in raw_model.parameters() if p.dim() >= 2]
-vectors = [p for p in raw_model.parameters() if p.dim() < 2]
-optimizer = torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay},
-                               {'params': vectors, 'weight_decay': 0.0}],
-                              lr=learning_rate, betas=(beta1, beta2), fused=device_type in ('cuda', 'cpu'))
+optimizer = optimizers.make(raw_model, optimizer, learning_rate, muon_learning_rate or learning_rate, weight_decay,
+                            (beta1, beta2))
 
 # where it begins, or goes on
 iter_num, best_val_loss = 0, float('inf')
@@ -294,7 +293,7 @@ x, y = train_batch(iter_num, 0)
 while True:
     lr = learning_rate_at(iter_num)
     for group in optimizer.param_groups:
-        group['lr'] = lr
+        group['lr'] = lr * group['share']
 
     # evaluate and save
     if (iter_num % eval_interval == 0 or iter_num >= max_iters) and iter_num != progress['last_eval']:
