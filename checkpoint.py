@@ -215,7 +215,8 @@ def floats(x):
 
 # Settings that make another run of a resumed one. The others may change while it goes on.
 IDENTITY = {'batch_size', 'gradient_accumulation_steps', 'seed', 'n_layer', 'n_head', 'n_embd', 'block_size', 'bias',
-            'activation', 'dropout', 'optimizer', 'loss', 'squentropy_weight', 'squentropy_target', 'mse_true_weight', 'mse_target'}
+            'activation', 'dropout', 'optimizer', 'loss', 'squentropy_weight', 'squentropy_target', 'mse_true_weight',
+            'mse_target'}
 
 
 def differences(checkpoint, config, data, machine):

@@ -1,4 +1,6 @@
-"""AdamW, or Muon for the matrices of the blocks with AdamW for the rest."""
+"""AdamW, or Muon for the matrices of the blocks with AdamW for the rest; the schedule of their learning rate."""
+import math
+
 import torch
 
 
@@ -64,3 +66,12 @@ class Together:
             numbers = [i for group in own for i in group['params']]
             part.load_state_dict({'state': {i: whole['state'][i] for i in numbers if i in whole['state']},
                                   'param_groups': own})
+
+
+def learning_rate(it, peak, least, warmup_iters, end):
+    """Of iteration it, from 0 on: a straight line up to peak, then half a cosine down to `least` at
+    iteration `end`, which it keeps. end = infinity: it keeps the peak."""
+    if it < warmup_iters:
+        return peak * (it + 1) / (warmup_iters + 1)
+    done = min(1.0, (it - warmup_iters) / max(1, end - warmup_iters))
+    return least + (peak - least) * 0.5 * (1 + math.cos(math.pi * done))

@@ -25,17 +25,19 @@ def loss(name, logits, targets):
 
 
 def trainer(model, name, learning_rate=1e-3, compiled=False):
-    """A function (x, y) -> loss that makes one iteration: x, y (B, T) ids."""
+    """A function (x, y[, learning_rate]) -> loss that makes one iteration: x, y (B, T) ids."""
     def forward(x, y):
         return loss(name, model.lm_head(model(x)).flatten(0, 1), y.flatten())
     if compiled:
         forward = torch.compile(forward)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.1)
 
-    def iteration(x, y):
+    def iteration(x, y, learning_rate=learning_rate):
         value = forward(x, y)
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group['lr'] = learning_rate
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return value

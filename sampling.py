@@ -36,7 +36,8 @@ def chooser(loss, uniforms, temperature=1.0, top_k=0, top_p=1.0):
 
 
 def keep(p, top_k, top_p):
-    """p (B, C) with zeros for all but the top_k largest, and of those all but the fewest that hold top_p of their sum."""
+    """p (B, C) with zeros for all but the top_k largest, and of those all but the fewest that hold
+    top_p of their sum."""
     C = p.shape[-1]
     if 0 < top_k < C:
         p = at_least(p, np.partition(p, C - top_k)[:, C - top_k])

@@ -72,7 +72,8 @@ config = configure(globals(), rules=[
     '1 <= n_layer <= 10_000', 'n_head >= 1', 'n_embd >= 1', 'n_embd % n_head == 0', '0 <= dropout < 1',
     "activation in ('gelu', 'gelu_tanh')",
     'squentropy_weight >= 0', 'mse_true_weight > 0', 'mse_target > 0',
-    "optimizer in ('adamw', 'muon')", 'learning_rate > 0', 'muon_learning_rate >= 0', 'max_iters >= 0', 'weight_decay >= 0', '0 <= beta1 < 1', '0 <= beta2 < 1', 'grad_clip >= 0',
+    "optimizer in ('adamw', 'muon')", 'learning_rate > 0', 'muon_learning_rate >= 0',
+    'max_iters >= 0', 'weight_decay >= 0', '0 <= beta1 < 1', '0 <= beta2 < 1', 'grad_clip >= 0',
     'warmup_iters >= 0', 'lr_decay_iters >= 0', '0 <= min_lr <= learning_rate', 'patience >= 0', 'min_delta >= 0',
     "dtype in ('auto', 'float32', 'bfloat16', 'float16')", "compile in ('auto', 'True', 'False')",
     "device == 'auto' or device.split(':')[0] in ('cpu', 'cuda', 'mps')",
@@ -134,6 +135,7 @@ build = {'torch': str(torch.__version__), 'threads': torch.get_num_threads(), 'd
          'compiled': compiled, 'processes': processes.world}  # what the last bits of a run depend on
 val_starts = bins.val_windows(len(val_data), block_size, eval_iters * batch_size)
 reported_scale = losses.reported_scale(loss, tokenizer.vocab_size)
+decay_end = (lr_decay_iters or max_iters) if decay_lr else math.inf
 tokens_per_iter = gradient_accumulation_steps * batch_size * block_size
 
 # model: new, or from a checkpoint
@@ -167,7 +169,7 @@ optimizer = optimizers.make(raw_model, optimizer, learning_rate, muon_learning_r
 iter_num, best_val_loss = 0, float('inf')
 progress = {'last_eval': -1,      # iteration of the last evaluation
             'without_gain': 0,    # evaluations since the last improvement
-            'seconds': 0.0,       # of training, over all starts
+            'seconds': 0.0,       # of training without evaluations, over all starts
             'wandb_run_id': ''}
 if resume:
     try:
@@ -175,18 +177,6 @@ if resume:
     except ValueError as e:
         fail(e)
 start = None  # free the memory
-
-
-def learning_rate_at(it):
-    """Linear warm-up, then half a cosine down to min_lr."""
-    step = it + 1
-    if step <= warmup_iters:
-        return learning_rate * step / (warmup_iters + 1)
-    if not decay_lr:
-        return learning_rate
-    end = lr_decay_iters or max_iters
-    done = min(1.0, (it - warmup_iters) / max(1, end - warmup_iters))
-    return min_lr + (learning_rate - min_lr) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def read(tokens, starts):
@@ -232,16 +222,23 @@ def show_sample():
 def save(best=False):
     """Write ckpt.pt, or best.pt, which has no optimizer."""
     if here:
-        now = {**progress, 'seconds': progress['seconds'] + time.perf_counter() - t_start}
         state = {} if best else {'optimizer': optimizer.state_dict(), 'scaler': scaler.state_dict()}
         here.save({**checkpoint.describe(raw_model, tokenizer, loss, criterion), 'iter_num': iter_num,
-                   'best_val_loss': best_val_loss, 'config': config, 'data': data, 'machine': build, 'progress': now,
-                   **state}, best, 0 if best else keep_checkpoints)
+                   'best_val_loss': best_val_loss, 'config': config, 'data': data, 'machine': build,
+                   'progress': progress, **state}, best, 0 if best else keep_checkpoints)
 
 
 def log(**values):
     if here:
-        here.log(iter=iter_num, **values)
+        here.log(iter=iter_num, tokens=iter_num * tokens_per_iter, seconds=round(progress['seconds'], 3), **values)
+
+
+def count_seconds():
+    """Add to progress what training took since the last call; evaluations set t_last anew."""
+    global t_last
+    now = time.perf_counter()
+    progress['seconds'] += now - t_last
+    t_last = now
 
 
 def perplexity(nats):
@@ -282,7 +279,8 @@ interrupts.listen()
 
 # -----------------------------------------------------------------------------
 # training loop
-t_start = t_log = time.perf_counter()
+t_last = time.perf_counter()
+first_seconds = last_seconds = progress['seconds']
 first_iter = last_log = iter_num
 model = processes.wrap(local_model)
 eval_seconds = []
@@ -291,13 +289,13 @@ bar = tqdm(total=max_iters, initial=iter_num, unit='it', disable=None if here el
 end = ''
 x, y = train_batch(iter_num, 0)
 while True:
-    lr = learning_rate_at(iter_num)
+    lr = optimizers.learning_rate(iter_num, learning_rate, min_lr, warmup_iters, decay_end)
     for group in optimizer.param_groups:
         group['lr'] = lr * group['share']
 
     # evaluate and save
     if (iter_num % eval_interval == 0 or iter_num >= max_iters) and iter_num != progress['last_eval']:
-        t_eval = time.perf_counter()
+        count_seconds()
         objective, nats = evaluate()
         if not (math.isfinite(objective + nats) and checkpoint.finite(raw_model, optimizer)):
             end = f'at iteration {iter_num} the validation loss is {objective}, {nats} nats, or the optimizer overflows'
@@ -314,8 +312,8 @@ while True:
         if better:
             save(best=True)
         save()
-        eval_seconds.append(time.perf_counter() - t_eval)
-        t_log += eval_seconds[-1]  # not in an iteration's time
+        eval_seconds.append(time.perf_counter() - t_last)
+        t_last += eval_seconds[-1]
     stop, asked = processes.agree(interrupts.stop, interrupts.save)
     if iter_num >= max_iters:
         break
@@ -327,6 +325,7 @@ while True:
             end = f'weights or the optimizer are not finite at iteration {iter_num}'
             break
         if progress['last_eval'] != iter_num:
+            count_seconds()
             save()
         if stop:
             break
@@ -361,16 +360,16 @@ while True:
         if not math.isfinite(mean):
             end = f'the loss is {mean} at iteration {iter_num}'
             break
-        now = time.perf_counter()
-        seconds, n = max(now - t_log, 1e-9), iter_num - last_log
+        count_seconds()
+        seconds, n = max(progress['seconds'] - last_seconds, 1e-9), iter_num - last_log
         rate = n * tokens_per_iter / seconds
-        left = (now - t_start - sum(eval_seconds)) / (iter_num - first_iter) * (max_iters - iter_num)
+        left = (progress['seconds'] - first_seconds) / (iter_num - first_iter) * (max_iters - iter_num)
         if eval_seconds:
             left += sum(eval_seconds) / len(eval_seconds) * math.ceil((max_iters - iter_num) / eval_interval)
         say(f'iter {iter_num}: loss {mean:.4f}, time {1000 * seconds / n:.2f}ms, lr {lr:.2e}, {rate:,.0f} tok/s, '
             f'{tqdm.format_interval(left)} left')
-        log(loss=mean, lr=lr, tokens=iter_num * tokens_per_iter, tokens_per_second=rate)
-        t_log, last_log = now, iter_num
+        log(loss=mean, lr=lr, tokens_per_second=rate)
+        last_seconds, last_log = progress['seconds'], iter_num
 bar.close()
 
 # -----------------------------------------------------------------------------
@@ -389,5 +388,5 @@ if stop and iter_num < max_iters:
     sys.exit(128 + stop)
 say(f'done: best validation {best_val_loss:.4f} nats a token (perplexity {perplexity(best_val_loss):.3f}), '
     f'{iter_num * tokens_per_iter:,} tokens' + ' of synthetic stories' * bool(meta and meta['synthetic']) +
-    f', {tqdm.format_interval(progress["seconds"] + time.perf_counter() - t_start)}')
+    f', {tqdm.format_interval(progress["seconds"])} of training')
 say(f'read a story: python sample.py --out_dir={out_dir}')

@@ -66,7 +66,7 @@ def same_run(a, b):
     assert x['progress'] == y['progress']
     best = (checkpoint.load(folder / 'best.pt')['model'] for folder in (a, b))
     assert all(torch.equal(*pair) for pair in zip(*(weights.values() for weights in best), strict=True))
-    figures = [[{key: value for key, value in line.items() if key != 'tokens_per_second'}
+    figures = [[{key: value for key, value in line.items() if key not in ('tokens_per_second', 'seconds')}
                 for line in read(folder / 'metrics.jsonl')] for folder in (a, b)]
     assert figures[0] == figures[1]
     steps = [(line['iter'], 'loss' in line) for line in figures[0]]

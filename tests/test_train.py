@@ -45,9 +45,11 @@ def test_training_learns(train, tmp_path, tiny_data, loss):
     assert f"nats {last['val_nats']:.4f}" in out and 'python sample.py --out_dir=' in out and 'synthetic stories' in out
 
 
-def test_resumed_run_is_the_uninterrupted_one(train, tmp_path):
+@pytest.mark.parametrize('optimizer', ['adamw', 'muon'])
+def test_resumed_run_is_the_uninterrupted_one(train, tmp_path, optimizer):
     """With dropout and accumulation, 40 iterations, and 20 then resumed to 40, end in the same bits."""
-    flags = ['--dropout=0.1', '--gradient_accumulation_steps=2', '--lr_decay_iters=40', '--loss=squentropy']
+    flags = ['--dropout=0.1', '--gradient_accumulation_steps=2', '--lr_decay_iters=40', '--loss=squentropy',
+             f'--optimizer={optimizer}']
     assert train(*flags)[0] == 0
     os.rename(tmp_path / 'run', tmp_path / 'whole')
     assert train(*flags, '--max_iters=20')[0] == 0
@@ -68,8 +70,10 @@ def test_resumed_run_is_the_uninterrupted_one(train, tmp_path):
 def test_resume_refuses_another_run(train):
     """A resumed run may not change its loss, model or data; it says what differs."""
     assert train('--max_iters=2')[0] == 0
-    status, _, err = train('--max_iters=4', '--init_from=resume', '--loss=mse', '--n_layer=2')
-    assert status == 1 and 'n_layer 1 -> 2' in err and 'loss cross_entropy -> mse' in err and 'Traceback' not in err
+    status, _, err = train('--max_iters=4', '--init_from=resume', '--loss=mse', '--n_layer=2',
+                          '--optimizer=muon')
+    assert status == 1 and 'n_layer 1 -> 2' in err and 'loss cross_entropy -> mse' in err and \
+        'optimizer adamw -> muon' in err and 'Traceback' not in err
 
 
 def test_running_again_moves_the_earlier_run_aside(train, tmp_path):

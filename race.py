@@ -1,0 +1,134 @@
+"""How much sooner: the validation nats of two ways to train the small model, against seconds of training.
+
+    python race.py --dataset=tinystories/bpe --out_dir=out/race
+
+The plain way (plain.py: all logits at once, AdamW) trains for --max_iters iterations and takes the time T.
+train.py then has T / --faster: as many iterations as fit, by its own speed. Both see the same windows
+of the data in the same order, and the same windows of val.bin; evaluations are outside the clock.
+Writes race.png and race.json.
+"""
+from configurator import configure, fail
+
+# -----------------------------------------------------------------------------
+out_dir = 'out/race'        # what is written
+dataset = 'tinystories/bpe' # a name under data/, or a folder with bins
+max_iters = 2000            # of the plain way
+learning_rate = 4e-3        # of the plain way: AdamW, cosine to a tenth
+faster = 3.0                # train.py has so many times less time
+flags = ''                  # more settings for train.py, separated by spaces
+batch_size = 8              # windows in an iteration of the plain way
+seed = 1337                 # of initialisation and data order, of both
+evaluations = 20            # of each
+eval_iters = 40             # batches of 8 windows of val.bin in an evaluation
+# -----------------------------------------------------------------------------
+configure(globals(), rules=["out_dir != ''", 'max_iters >= 100', 'learning_rate > 0', 'faster > 0', 'batch_size >= 1',
+                            '0 <= seed < 2**32', '2 <= evaluations <= max_iters', 'eval_iters >= 1'])
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import interrupts
+
+interrupts.quiet('choose a smaller --batch_size')
+
+import matplotlib
+import torch
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+
+import bins
+import losses
+import optimizers
+import plain
+import rng
+import rundir
+from model import GPT, GPTConfig
+
+SHAPE = dict(n_layer=4, n_head=4, n_embd=128, block_size=256, bias=False)
+HERE = Path(__file__).resolve().parent
+
+try:
+    folder = bins.find(dataset)
+    meta = bins.read_meta(folder)
+    train_data, val_data = (bins.open_bin(folder, split, meta, SHAPE['block_size']) for split in ('train', 'val'))
+    Path(out_dir).mkdir(parents=True, exist_ok=True)
+except (OSError, ValueError) as e:
+    fail(e)
+C = meta['vocab_size'] if meta else 50257
+
+
+def read(tokens, starts):
+    return map(torch.from_numpy, bins.read_windows(tokens, starts, SHAPE['block_size']))
+
+
+@torch.no_grad()
+def nats(model):
+    starts = bins.val_windows(len(val_data), SHAPE['block_size'], 8 * eval_iters)
+    total = 0.0
+    for i in range(0, len(starts), 8):
+        x, y = read(val_data, starts[i:i + 8])
+        total += losses.score(losses.cross_entropy(C), model(x), model.lm_head.weight, y, C)[1].double().sum().item()
+    return total / (len(starts) * SHAPE['block_size'])
+
+
+def plain_way():
+    """[(seconds, tokens, nats)] of the plain way."""
+    torch.manual_seed(rng.torch_seed(rng.INIT, seed))
+    model = GPT(GPTConfig(vocab_size=C, **SHAPE))
+    iteration = plain.trainer(model, 'cross_entropy', learning_rate)
+    marks = {round(i * max_iters / evaluations) for i in range(evaluations + 1)}
+    seconds, curve = 0.0, []
+    for it in range(max_iters + 1):
+        if it in marks:
+            curve.append((seconds, it * batch_size * SHAPE['block_size'], nats(model)))
+            print(f'plain way: iteration {it} of {max_iters}, {seconds:.0f} s, {curve[-1][2]:.4f} nats', flush=True)
+        started = time.perf_counter()
+        starts = bins.train_windows(len(train_data), SHAPE['block_size'], seed, it * batch_size, batch_size)
+        lr = optimizers.learning_rate(it, learning_rate, learning_rate / 10, 100, max_iters)
+        iteration(*read(train_data, starts), lr).item()
+        seconds += time.perf_counter() - started
+    return curve
+
+
+def train(iterations, folder, every):
+    """The metrics of a run of train.py."""
+    command = [sys.executable, str(HERE / 'train.py'), f'--dataset={dataset}', f'--out_dir={folder}', f'--seed={seed}',
+               *(f'--{key}={value}' for key, value in SHAPE.items()), f'--eval_iters={eval_iters}', '--sample_tokens=0',
+               *shlex.split(flags), f'--max_iters={iterations}', f'--eval_interval={every}']
+    if subprocess.run(command).returncode:
+        fail(f'train.py ended with an error: {shlex.join(command)}')
+    return list(rundir.entries(Path(folder) / 'metrics.jsonl'))
+
+
+curves = {'the plain way': plain_way()}
+T = curves['the plain way'][-1][0]
+trial = [line for line in train(100, f'{out_dir}/trial', 100) if 'loss' in line]
+first, last = trial[1], trial[-1]
+a_second = (last['iter'] - first['iter']) / (last['seconds'] - first['seconds'])
+iterations = int(T / faster * a_second)
+print(f'the plain way took {T:.0f} s; train.py makes {a_second:.2f} iterations a second: {iterations}')
+if iterations < 100:
+    fail(f'{iterations} iterations in {T / faster:.0f} s are too few; give a larger --max_iters')
+lines = train(iterations, f'{out_dir}/train', -(-iterations // evaluations))
+curves['train.py'] = [(line['seconds'], line['tokens'], line['val_nats']) for line in lines if 'val_nats' in line]
+
+figure, axes = plt.subplots(figsize=(7, 4.5), constrained_layout=True)
+for (name, curve), style in zip(curves.items(), ('--', '-'), strict=True):
+    seconds, _, values = zip(*curve, strict=True)
+    axes.plot(seconds, values, style, label=f'{name}: {values[-1]:.3f} nats in {seconds[-1]:.0f} s')
+plain_end, our_end = curves['the plain way'][-1][2], curves['train.py'][-1]
+axes.axhline(plain_end, color='grey', lw=0.7)
+axes.axvline(T / faster, color='grey', lw=0.7, ls=':')
+axes.set(xlabel='seconds of training', ylabel='validation nats a token', ylim=(min(plain_end, our_end[2]) - 0.15, 5.5),
+         title=f'{meta["source"] if meta else folder}: seed {seed}, {torch.get_num_threads()} threads')
+axes.legend()
+figure.savefig(f'{out_dir}/race.png', dpi=110)
+Path(f'{out_dir}/race.json').write_text(json.dumps({
+    'flags': flags, 'learning_rate': learning_rate, 'threads': torch.get_num_threads(), 'torch': torch.__version__,
+    'date': time.strftime('%Y-%m-%d'), 'columns': ['seconds', 'tokens', 'nats'], **curves}, indent=1))
+print(f'plain way {plain_end:.4f} nats in {T:.0f} s; train.py {our_end[2]:.4f} in {our_end[0]:.0f} s, '
+      f'{T / our_end[0]:.2f} times less; {out_dir}/race.png')

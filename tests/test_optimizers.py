@@ -1,0 +1,82 @@
+"""Muon with AdamW against their equations in float64, and its state in and out."""
+import math
+
+import pytest
+import torch
+
+import optimizers
+from model import GPT, GPTConfig
+
+
+def model_and_gradients(steps=3):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=8, vocab_size=64, n_layer=2, n_head=2, n_embd=32))
+    return model, [[torch.randn_like(p) for p in model.parameters()] for _ in range(steps)]
+
+
+def train(model, optimizer, gradients, lr=0.01):
+    for gradient in gradients:
+        for group in optimizer.param_groups:
+            group['lr'] = lr * group['share']
+        for p, g in zip(model.parameters(), gradient, strict=True):
+            p.grad = g.clone()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def make(model, name='muon', share=1.0):
+    return optimizers.make(model, name, 0.02, 0.02 * share, 0.1, (0.9, 0.99))
+
+
+def orthogonalised(G):
+    """Five steps of Newton-Schulz with Jordan's coefficients, along the shorter side."""
+    G = G.T if len(G) > G.size(1) else G
+    X = G / G.norm()
+    for _ in range(5):
+        A = X @ X.T
+        X = 3.4445 * X + (-4.7750 * A + 2.0315 * A @ A) @ X
+    return X
+
+
+def test_muon_is_its_equations():
+    """Matrices of the blocks take Muon's steps, Nesterov momentum 0.95, as large as AdamW's; the others AdamW's own."""
+    model, gradients = model_and_gradients()
+    names = [name for name, _ in model.named_parameters()]
+    expected = {name: p.detach().double().clone() for name, p in model.named_parameters()}
+    other, _ = model_and_gradients()
+    train(other, make(other, 'adamw'), gradients)
+    train(model, make(model, share=2.0), gradients)
+    for i, name in enumerate(names):
+        ours = model.get_parameter(name).detach().double()
+        if name.startswith('transformer.h.') and ours.dim() == 2:
+            w, m = expected[name], torch.zeros_like(expected[name])
+            for gradient in gradients:
+                g = gradient[i].double()
+                m = 0.95 * m + 0.05 * g
+                update = orthogonalised(0.05 * g + 0.95 * m)
+                update = update if update.shape == w.shape else update.T
+                w = w * (1 - 0.02 * 0.1) - 0.02 * 0.2 * math.sqrt(max(w.shape)) * update
+            moved = (w - expected[name]).norm()
+            assert (ours - w).norm() < 0.03 * moved, name  # it works in bfloat16
+        else:
+            assert torch.equal(model.get_parameter(name), other.get_parameter(name)), name
+
+
+@pytest.mark.parametrize('name', ['adamw', 'muon'])
+def test_state_goes_in_and_out(name):
+    """Stopped, saved, loaded and continued is the same, bit for bit, as never stopped; another's state is refused."""
+    (whole, gradients), (a, _), (b, _) = (model_and_gradients(4) for _ in range(3))
+    train(whole, make(whole, name), gradients)
+    first = make(a, name)
+    train(a, first, gradients[:2])
+    state = first.state_dict()
+    assert sorted(state['state']) == sorted(i for g in state['param_groups'] for i in g['params']) == \
+        list(range(len(list(a.parameters()))))
+    b.load_state_dict(a.state_dict())
+    second = make(b, name)
+    second.load_state_dict(state)
+    train(b, second, gradients[2:])
+    for p, q in zip(whole.parameters(), b.parameters(), strict=True):
+        assert torch.equal(p, q)
+    with pytest.raises(ValueError, match='parameter groups'):
+        make(b, 'adamw' if name == 'muon' else 'muon').load_state_dict(state)
