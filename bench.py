@@ -47,6 +47,7 @@ import torch
 import bins
 import losses
 import machine
+import optimizers
 import plain
 import sampling
 from model import GPT, GPTConfig
@@ -88,8 +89,8 @@ def head(way, name, device, autocast, C=GPT2, N=4096, d=128):
     return work, N
 
 
-def iteration(way, name, device, autocast, C=GPT2, compiled=False, **shape):
-    """A whole iteration of training on random tokens: forward, backward, clipping, AdamW."""
+def iteration(way, name, device, autocast, C=GPT2, compiled=False, optimizer='adamw', **shape):
+    """A whole iteration of training on random tokens: forward, backward, clipping, optimizer."""
     raw_model = new_model(C, device, **shape)
     x, y = torch.randint(C, (2, shape['batch_size'], shape['block_size']), device=device)
     if way == 'plain':
@@ -101,7 +102,7 @@ def iteration(way, name, device, autocast, C=GPT2, compiled=False, **shape):
         return work, x.numel()
     model = torch.compile(raw_model) if compiled else raw_model
     criterion = losses.make_loss(name, C)
-    optimizer = torch.optim.AdamW(raw_model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1, fused=True)
+    optimizer = optimizers.make(raw_model, optimizer, 1e-3, 1e-3, 0.1, (0.9, 0.99))
 
     def work():
         with autocast:
@@ -155,6 +156,8 @@ def rows():
              loss(other, 'cross_entropy'), 1.4, C=BPE, **SMALL),
         pair('cross_entropy, 6 x 384: ours / plain', 'iteration', loss(ours, 'cross_entropy'),
              loss(other, 'cross_entropy'), 1.1, **MIDDLE),
+        pair('4,096 ids: muon / adamw, both ours', 'iteration', {**loss(ours, 'cross_entropy'), 'optimizer': 'muon'},
+             loss(ours, 'cross_entropy'), None, C=BPE, **SMALL),
     ] + [
         pair('124 M, cross_entropy: ours / plain', 'iteration', loss(ours, 'cross_entropy'),
              loss(other, 'cross_entropy'), 1.15, **LARGE),

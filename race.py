@@ -17,12 +17,15 @@ learning_rate = 4e-3        # of the plain way: AdamW, cosine to a tenth
 faster = 3.0                # train.py has so many times less time
 flags = ''                  # more settings for train.py, separated by spaces
 batch_size = 8              # windows in an iteration of the plain way
+own_batch_size = 8          # and of train.py
 seed = 1337                 # of initialisation and data order, of both
 evaluations = 20            # of each
-eval_iters = 40             # batches of 8 windows of val.bin in an evaluation
+eval_windows = 320          # windows of val.bin in an evaluation
 # -----------------------------------------------------------------------------
 configure(globals(), rules=["out_dir != ''", 'max_iters >= 100', 'learning_rate > 0', 'faster > 0', 'batch_size >= 1',
-                            '0 <= seed < 2**32', '2 <= evaluations <= max_iters', 'eval_iters >= 1'])
+                            'own_batch_size >= 1', ('eval_windows >= 1 and eval_windows % own_batch_size == 0',
+                                                    'choose a multiple of own_batch_size'),
+                            '0 <= seed < 2**32', '2 <= evaluations <= max_iters'])
 import json
 import shlex
 import subprocess
@@ -56,6 +59,8 @@ try:
     meta = bins.read_meta(folder)
     train_data, val_data = (bins.open_bin(folder, split, meta, SHAPE['block_size']) for split in ('train', 'val'))
     Path(out_dir).mkdir(parents=True, exist_ok=True)
+except (FileExistsError, NotADirectoryError, PermissionError):
+    fail(f'--out_dir={out_dir} cannot be used; choose another')
 except (OSError, ValueError) as e:
     fail(e)
 C = meta['vocab_size'] if meta else 50257
@@ -67,7 +72,7 @@ def read(tokens, starts):
 
 @torch.no_grad()
 def nats(model):
-    starts = bins.val_windows(len(val_data), SHAPE['block_size'], 8 * eval_iters)
+    starts = bins.val_windows(len(val_data), SHAPE['block_size'], eval_windows)
     total = 0.0
     for i in range(0, len(starts), 8):
         x, y = read(val_data, starts[i:i + 8])
@@ -97,8 +102,9 @@ def plain_way():
 def train(iterations, folder, every):
     """The metrics of a run of train.py."""
     command = [sys.executable, str(HERE / 'train.py'), f'--dataset={dataset}', f'--out_dir={folder}', f'--seed={seed}',
-               *(f'--{key}={value}' for key, value in SHAPE.items()), f'--eval_iters={eval_iters}', '--sample_tokens=0',
-               *shlex.split(flags), f'--max_iters={iterations}', f'--eval_interval={every}']
+               *(f'--{key}={value}' for key, value in SHAPE.items()), f'--batch_size={own_batch_size}',
+               f'--eval_iters={eval_windows // own_batch_size}', '--sample_tokens=0', *shlex.split(flags),
+               f'--max_iters={iterations}', f'--eval_interval={every}']
     if subprocess.run(command).returncode:
         fail(f'train.py ended with an error: {shlex.join(command)}')
     return list(rundir.entries(Path(folder) / 'metrics.jsonl'))

@@ -73,6 +73,7 @@ config = configure(globals(), rules=[
     "activation in ('gelu', 'gelu_tanh')",
     'squentropy_weight >= 0', 'mse_true_weight > 0', 'mse_target > 0',
     "optimizer in ('adamw', 'muon')", 'learning_rate > 0', 'muon_learning_rate >= 0',
+    ("optimizer == 'muon' or not muon_learning_rate", 'add --optimizer=muon'),
     'max_iters >= 0', 'weight_decay >= 0', '0 <= beta1 < 1', '0 <= beta2 < 1', 'grad_clip >= 0',
     'warmup_iters >= 0', 'lr_decay_iters >= 0', '0 <= min_lr <= learning_rate', 'patience >= 0', 'min_delta >= 0',
     "dtype in ('auto', 'float32', 'bfloat16', 'float16')", "compile in ('auto', 'True', 'False')",

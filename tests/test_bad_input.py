@@ -23,7 +23,7 @@ TRAIN, SAMPLE, EVALUATE, MAKE = 'train.py', 'sample.py', 'evaluate.py', 'make.py
 PREPARE = 'data/tinystories/prepare.py'
 BASE = {TRAIN: '--n_layer=1 --n_head=2 --n_embd=16 --block_size=32 --batch_size=4 --max_iters=2 --eval_iters=1 '
                '--sample_tokens=0 --dataset=data --out_dir=new', SAMPLE: '--out_dir=run --num_samples=1',
-        EVALUATE: '--bootstrap=9', PREPARE: '--tokenizer=byte --out_dir=new', MAKE: ''}
+        EVALUATE: '--bootstrap=9', PREPARE: '--tokenizer=byte --out_dir=new', MAKE: '', 'race.py': ''}
 ANOTHER = 'give another'  # what is said of a checkpoint that is none
 AGAIN = 'prepare the data again'
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason='needs a machine without a CUDA GPU')
@@ -167,6 +167,9 @@ FLAGS = [
     (PREPARE, '--input=stories.txt --out_dir=stories.txt', 'stories.txt cannot be used', 'another --out_dir'),
     (PREPARE, '--input=stories.txt --out_dir=stories.txt/x', 'stories.txt/x cannot be used', 'another --out_dir'),
     (PREPARE, '--input=stories.txt --tokenizer=gpt2 --out_dir=run/metrics.jsonl', 'metrics.jsonl', '--out_dir'),
+    ('race.py', '--dataset=nowhere', '--dataset=nowhere', 'tinystories/bpe'),
+    ('race.py', '--out_dir=stories.txt', '--out_dir=stories.txt', 'choose another'),
+    (TRAIN, '--muon_learning_rate=4e-3', 'muon_learning_rate', '--optimizer=muon'),
     (MAKE, '', "''", 'make.py story'),
     (MAKE, 'Story', "'Story'", 'make.py story'),
     (MAKE, 'train', "'train'", 'make.py test'),
@@ -204,7 +207,7 @@ RULES = [
     (TRAIN, '--eval_interval=0 --eval_iters=0 --log_interval=-1 --keep_checkpoints=-1 --sample_tokens=-1 '
             '--out_dir= --batch_size=0 --gradient_accumulation_steps=0 --block_size=0 --seed=4294967296 --n_layer=0 '
             '--n_head=-2 --n_embd=-1 --dropout=1 --activation=relu --squentropy_weight=-1 --mse_true_weight=0 '
-            '--mse_target=0 --learning_rate=0 '
+            '--mse_target=0 --optimizer=sgd --learning_rate=0 --muon_learning_rate=-1 '
             '--max_iters=-1 --weight_decay=-1 --beta1=1 --beta2=1.5 --grad_clip=-1 --warmup_iters=-1 '
             '--lr_decay_iters=-1 --min_lr=1 --patience=-1 --min_delta=-1 --dtype=float64 --compile=yes '
             '--device=tpu', None),
