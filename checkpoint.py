@@ -226,7 +226,7 @@ def differences(checkpoint, config, data, machine):
     if missing:
         raise ValueError(f"{checkpoint['path']} can't be resumed, it has no {', '.join(missing)}; "
                          f"begin a new run from its weights: --init_from={checkpoint['path']} --out_dir=...")
-    old = checkpoint['config']
+    old = {'optimizer': 'adamw'} | checkpoint['config']  # it was the only one
     differing = [name for name in old if name in config and config[name] != old[name]
                and name not in ('init_from', 'out_dir')]
     changed = [f'{name} {old[name]} -> {config[name]}' for name in differing if name not in IDENTITY]
@@ -266,19 +266,25 @@ def resume(checkpoint, optimizer, scaler):
     Raises ValueError where the state does not fit the weights.
     """
     params = [p for group in optimizer.param_groups for p in group['params']]
-    muon = {i for i, p in enumerate(params) for group in optimizer.param_groups if 'momentum' in group
-            for q in group['params'] if q is p}
+    muon = {id(p) for group in optimizer.param_groups if 'momentum' in group for p in group['params']}
     settings = [{key: value for key, value in group.items() if key != 'params'} for group in optimizer.param_groups]
     progress = checkpoint['progress']
     try:
         state = checkpoint['optimizer']['state']
         if state and sorted(state) != list(range(len(params))):
             raise ValueError(f'the state of {len(state)} weights, not of {len(params)}')
-        for i, moments in state.items():
-            like = params[i].shape
-            shapes = {'momentum_buffer': like} if i in muon else {'step': (), 'exp_avg': like, 'exp_avg_sq': like}
+        if checkpoint['iter_num'] and not (state or checkpoint['scaler']):
+            raise ValueError('no state of any weight')
+        numbers = [i for group in checkpoint['optimizer']['param_groups'] for i in group['params']]
+        if numbers != list(range(len(params))):  # torch gives each weight the state of its number
+            raise ValueError('parameter groups of other weights')
+        for i, (p, moments) in enumerate(zip(params, map(state.get, numbers)) if state else ()):
+            shapes = {'momentum_buffer': p.shape} if id(p) in muon else \
+                {'step': (), 'exp_avg': p.shape, 'exp_avg_sq': p.shape}
             if {name: m.shape for name, m in moments.items() if floats(m) and m.is_contiguous()} != shapes:
-                raise ValueError(f'weight {i} has the shape {[*params[i].shape]}, its state another')
+                raise ValueError(f'weight {i} has the shape {[*p.shape]}, its state another')
+            if not all(m.isfinite().all() for m in moments.values()):
+                raise ValueError(f'the state of weight {i} is not finite')
         distinct_bytes([m for moments in state.values() for m in moments.values()])
         optimizer.load_state_dict(checkpoint['optimizer'])
         if checkpoint['scaler']:

@@ -94,7 +94,7 @@ def mean_loss(loss, hidden, weight, targets, C):
     """The mean of `loss` over all tokens, differentiable in hidden and weight.
 
     hidden (..., d), weight (at least C rows, d), targets (...) of ids in [0, C). Returns a float32
-    scalar (float64 for float64 input).
+    scalar (float64 for float64 input). One backward pass; a second raises RuntimeError.
     """
     hidden, targets = hidden.reshape(-1, hidden.size(-1)), targets.reshape(-1)
     if not isinstance(loss, Family):
@@ -162,7 +162,9 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        (grad_h, grad_W), ctx.grads = ctx.grads, None  # scaled in place, so they serve once
+        if ctx.grads is None:
+            raise RuntimeError('mean_loss has one backward pass: its gradients are scaled in place')
+        (grad_h, grad_W), ctx.grads = ctx.grads, None
         return grad_h.mul_(grad), grad_W.mul_(grad), None, None, None
 
 
@@ -171,8 +173,8 @@ def _cross_entropy_with_grad(logits, targets, C):
     of_target = logits.gather(1, targets[:, None]).squeeze(1)
     largest = logits.amax(-1)
     p = torch.softmax(logits, dim=-1, out=logits)  # row by row, so it may overwrite what it reads
-    # log sum exp f = f_j - log p_j for any j; the likeliest one loses no digits
-    losses = largest - p.amax(-1).log() - of_target
+    # log sum exp f = f_j - log p_j for any j; the likeliest p_j is not near 0, and a common shift goes first
+    losses = (largest - of_target) - p.amax(-1).log()
     p[torch.arange(len(targets), device=targets.device), targets] -= 1
     return losses, p
 

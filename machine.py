@@ -59,5 +59,5 @@ def keep_memory():
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, TypeError, OSError):  # another C library
         return
-    mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: what may lie free at the end
-    mallopt(-3, 2**30)      # M_MMAP_THRESHOLD: pieces below this are reused
+    if mallopt(-3, 2**30) or mallopt(-3, 2**25):  # M_MMAP_THRESHOLD, of reused pieces; older ones allow 32 MB
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: how much may lie free

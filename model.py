@@ -35,7 +35,7 @@ class Cache:
     def __init__(self, model, batch_size, dtype):
         c, device = model.config, model.lm_head.weight.device
         D = c.n_embd // c.n_head
-        queries = torch.ones(3 * c.n_embd, device=device)
+        queries = torch.ones(3 * c.n_embd, device=device, dtype=model.lm_head.weight.dtype)
         queries[:c.n_embd] = D ** -0.5
         gelu = 0.5 ** 0.5 if c.activation == 'gelu' else 1.0  # exact: y (1 + erf y), with y = x / sqrt 2
 
@@ -60,11 +60,12 @@ class Cache:
 
 
 def norm(x, layer):
+    """What the module layer, a LayerNorm, makes of x (B, n_embd)."""
     return F.layer_norm(x, x.shape[-1:], layer.weight, layer.bias)
 
 
 def linear(x, weight, bias):
-    """x (B, in) times weight (in, out), in the weight's type."""
+    """x (B, in) times weight (in, out), plus bias (out,) or None, in the weight's type."""
     x = x if x.dtype is weight.dtype else x.to(weight.dtype)
     return x @ weight if bias is None else torch.addmm(bias, x, weight)
 
@@ -162,9 +163,12 @@ class GPT(nn.Module):
         """Logits (B, vocab_size) after one more token of each, ids (B,), which the Cache takes in.
 
         forward() and logits() once more, written out: at this size calling modules takes longer than
-        the arithmetic. No autocast here: the Cache has the type of the products.
+        the arithmetic. No autocast here: the Cache has the type of the products. Raises ValueError where
+        the Cache is full.
         """
         c, past, heads = self.config, cache.length, (len(ids) * self.config.n_head, 1, -1)
+        if past >= c.block_size:
+            raise ValueError(f'{past + 1} tokens do not fit block_size={c.block_size}')
         x = F.embedding(ids, self.transformer.wte.weight) + self.transformer.wpe.weight[past]
         for keys, values, ln_1, c_attn, attn_proj, ln_2, c_fc, mlp_proj in cache.layers:
             q, k, v = linear(norm(x, ln_1), *c_attn).view(len(ids), 3, c.n_head, -1).unbind(1)

@@ -12,7 +12,8 @@ def make(model, name, learning_rate, muon_learning_rate, weight_decay, betas):
     and vectors stay with AdamW. Each group has 'share', what its learning rate is of `learning_rate`.
     """
     hidden = [p for p in model.transformer.h.parameters() if p.dim() >= 2] if name == 'muon' else []
-    others = [p for p in model.parameters() if all(p is not q for q in hidden)]
+    taken = {id(p) for p in hidden}
+    others = [p for p in model.parameters() if id(p) not in taken]
     groups = [{'params': [p for p in others if p.dim() >= 2], 'weight_decay': weight_decay, 'share': 1.0},
               {'params': [p for p in others if p.dim() < 2], 'weight_decay': 0.0, 'share': 1.0}]
     fused = others[0].device.type in ('cuda', 'cpu')

@@ -18,14 +18,14 @@ def chooser(loss, uniforms, temperature=1.0, top_k=0, top_p=1.0):
     draws = iter(uniforms.T)
 
     def choose(logits):
-        if temperature == 0:  # a loss of the family has a link that keeps the order
+        if temperature < 1e-30:  # as good as 0, by which nothing can be divided
             return (logits if isinstance(loss, losses.Family) else losses.link(loss, logits)).argmax(-1)
         if losses.is_softmax(loss):
-            p = torch.softmax(logits / temperature, dim=-1)
+            p = torch.softmax((logits - logits.amax(-1, keepdim=True)) / temperature, dim=-1)
         else:
             p = losses.link(loss, logits)
             p = (p / p.amax(-1, keepdim=True)) ** (1 / temperature)  # relative, so that none overflows
-        p = keep(p.cpu().numpy(), top_k, top_p)  # numpy sorts thirty times as fast as torch on a CPU
+        p = keep(p.float().cpu().numpy(), top_k, top_p)  # numpy sorts thirty times as fast as torch on a CPU
         total = torch.from_numpy(p).cumsum(-1)
         # the first id whose cumulated probability exceeds the draw: never one of probability 0
         threshold = torch.from_numpy(next(draws))[:, None] * total[:, -1:]
@@ -50,6 +50,7 @@ def keep(p, top_k, top_p):
 
 
 def at_least(p, least):
+    """p (B, C) with zeros for what is below least (B,) of its row."""
     return np.where(p >= least[:, None], p, 0)
 
 

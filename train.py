@@ -55,7 +55,7 @@ grad_clip = 1.0             # largest norm of the whole gradient; 0 = no limit
 decay_lr = True             # False: constant after warm-up
 warmup_iters = 100          # iterations of linear warm-up
 lr_decay_iters = 0          # where the cosine ends; 0 = max_iters
-min_lr = 0.0                # learning rate from there on
+min_lr = 0.0                # learning rate from there on (of muon's matrices in proportion)
 patience = 0                # stop after so many evaluations without improvement; 0 = never
 min_delta = 0.0             # nats that count as an improvement for patience
 # -----------------------------------------------------------------------------

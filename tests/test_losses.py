@@ -230,7 +230,7 @@ def test_zero_and_negative_denominators():
     assert torch.isfinite(p).all() and (p[0, :3] == p.min()).all() and p.argmax() == 3
 
 
-def test_link_of_cross_entropyis_softmax():
+def test_link_of_cross_entropy_is_softmax():
     """For plain cross-entropy the link is softmax to the last digit, and its nats are the cross-entropy."""
     f, y = 5 * torch.randn(100, 50), torch.randint(50, (100,))
     assert torch.equal(losses.link(losses.cross_entropy(50), f), F.softmax(f, -1))
