@@ -3,9 +3,9 @@
     python race.py --dataset=tinystories/bpe --out_dir=out/race
 
 The plain way (plain.py: all logits at once, AdamW) trains for --max_iters iterations and takes the time T.
-train.py then has T / --faster: as many iterations as fit, by its own speed. Both see the same windows
-of the data in the same order, and the same windows of val.bin; evaluations are outside the clock.
-Writes race.png and race.json.
+train.py then has T / --faster: as many iterations as fit, by the speed of a trial. Both run on the CPU in
+float32, see the same windows of the data in the same order, and the same windows of val.bin; evaluations
+are outside the clock. Writes race.png and race.json.
 """
 from configurator import configure, fail
 
@@ -22,12 +22,14 @@ seed = 1337                 # of initialisation and data order, of both
 evaluations = 20            # of each
 eval_windows = 320          # windows of val.bin in an evaluation
 # -----------------------------------------------------------------------------
-configure(globals(), rules=["out_dir != ''", 'max_iters >= 100', 'learning_rate > 0', 'faster > 0', 'batch_size >= 1',
-                            'own_batch_size >= 1', ('eval_windows >= 1 and eval_windows % own_batch_size == 0',
-                                                    'choose a multiple of own_batch_size'),
+configure(globals(), rules=["out_dir != '' and '{' not in out_dir", 'max_iters >= 100', 'learning_rate > 0',
+                            'faster > 0', 'batch_size >= 1', 'own_batch_size >= 1', 'eval_windows >= 1',
+                            ('eval_windows % own_batch_size == 0', 'choose a multiple of own_batch_size'),
                             '0 <= seed < 2**32', '2 <= evaluations <= max_iters'])
 import json
+import math
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -54,6 +56,10 @@ from model import GPT, GPTConfig
 SHAPE = dict(n_layer=4, n_head=4, n_embd=128, block_size=256, bias=False)
 HERE = Path(__file__).resolve().parent
 
+try:
+    more_flags = shlex.split(flags)
+except ValueError as e:
+    fail(f'--flags={flags}: {e}')
 try:
     folder = bins.find(dataset)
     meta = bins.read_meta(folder)
@@ -91,32 +97,43 @@ def plain_way():
         if it in marks:
             curve.append((seconds, it * batch_size * SHAPE['block_size'], nats(model)))
             print(f'plain way: iteration {it} of {max_iters}, {seconds:.0f} s, {curve[-1][2]:.4f} nats', flush=True)
+        if it == max_iters:
+            return curve
         started = time.perf_counter()
         starts = bins.train_windows(len(train_data), SHAPE['block_size'], seed, it * batch_size, batch_size)
         lr = optimizers.learning_rate(it, learning_rate, learning_rate / 10, 100, max_iters)
         iteration(*read(train_data, starts), lr).item()
         seconds += time.perf_counter() - started
-    return curve
 
 
 def train(iterations, folder, every):
     """The metrics of a run of train.py."""
-    command = [sys.executable, str(HERE / 'train.py'), f'--dataset={dataset}', f'--out_dir={folder}', f'--seed={seed}',
-               *(f'--{key}={value}' for key, value in SHAPE.items()), f'--batch_size={own_batch_size}',
-               f'--eval_iters={eval_windows // own_batch_size}', '--sample_tokens=0', *shlex.split(flags),
-               f'--max_iters={iterations}', f'--eval_interval={every}']
-    if subprocess.run(command).returncode:
-        fail(f'train.py ended with an error: {shlex.join(command)}')
+    command = [sys.executable, str(HERE / 'train.py'), *more_flags, f'--dataset={dataset}', f'--out_dir={folder}',
+               f'--seed={seed}', *(f'--{key}={value}' for key, value in SHAPE.items()), f'--max_iters={iterations}',
+               f'--batch_size={own_batch_size}', f'--eval_iters={eval_windows // own_batch_size}', '--sample_tokens=0',
+               f'--eval_interval={every}', '--log_interval=10', '--eval_only=False', '--init_from=scratch',
+               '--device=cpu', '--dtype=float32']
+    process = subprocess.Popen(command)
+    try:
+        status = process.wait()
+    finally:  # an interrupt here ends the run too
+        process.terminate()
+        process.wait()
+    if status:
+        fail(f'train.py ended with status {status}: {shlex.join(command)}')
     return list(rundir.entries(Path(folder) / 'metrics.jsonl'))
 
 
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, _: sys.exit(128 + number))
+trial = [line for line in train(100, f'{out_dir}/trial', 100) if 'loss' in line]
+a_second = (trial[-1]['iter'] - trial[1]['iter']) / (trial[-1]['seconds'] - trial[1]['seconds'])
 curves = {'the plain way': plain_way()}
 T = curves['the plain way'][-1][0]
-trial = [line for line in train(100, f'{out_dir}/trial', 100) if 'loss' in line]
-first, last = trial[1], trial[-1]
-a_second = (last['iter'] - first['iter']) / (last['seconds'] - first['seconds'])
+if not math.isfinite(curves['the plain way'][-1][2]):
+    fail(f'the plain way diverged; lower --learning_rate={learning_rate}')
 iterations = int(T / faster * a_second)
-print(f'the plain way took {T:.0f} s; train.py makes {a_second:.2f} iterations a second: {iterations}')
+print(f'the plain way took {T:.0f} s; train.py makes {a_second:.2f} iterations a second: {iterations}', flush=True)
 if iterations < 100:
     fail(f'{iterations} iterations in {T / faster:.0f} s are too few; give a larger --max_iters')
 lines = train(iterations, f'{out_dir}/train', -(-iterations // evaluations))

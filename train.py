@@ -237,6 +237,8 @@ def log(**values):
 def count_seconds():
     """Add to progress what training took since the last call; evaluations set t_last anew."""
     global t_last
+    if device_type == 'cuda':
+        torch.cuda.synchronize()
     now = time.perf_counter()
     progress['seconds'] += now - t_last
     t_last = now

@@ -94,7 +94,7 @@ def test_full_window_keeps_its_newest_half():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('changes', [{}, {'bias': False}, {'activation': 'gelu_tanh'}])
+@pytest.mark.parametrize('changes', [{}, {'bias': False, 'n_embd': 16}, {'activation': 'gelu_tanh'}])
 def test_steps_after_a_prompt(changes):
     """A prompt and then one token at a time gives the logits of the naive GPT-2 for the whole."""
     model = tiny(**changes)
@@ -103,6 +103,31 @@ def test_steps_after_a_prompt(changes):
     ours = [model.logits(model(idx[:, :5], cache)[:, -1])] + [model.step(idx[:, i], cache) for i in range(5, 14)]
     for b in range(2):
         torch.testing.assert_close(torch.stack(ours)[:, b], naive_logits(model, idx[b])[4:], rtol=1e-9, atol=1e-10)
+
+
+@torch.no_grad()
+def test_steps_in_bfloat16():
+    """Under autocast the steps' products are made in bfloat16, and the logits are the float64 ones to its precision."""
+    model = tiny(n_embd=32)
+    idx = torch.randint(70, (2, 14))
+    exact = torch.stack([naive_logits(model, row)[-1] for row in idx])
+    model.float()
+    rows = []
+    with torch.autocast('cpu', torch.bfloat16):
+        for _ in model.generate(idx[:, :13], 2, lambda f: rows.append(f) or idx[:, 13]):
+            pass
+    assert rows[1].dtype == torch.float32
+    error = (rows[1] - exact).norm() / exact.norm()
+    assert 1e-4 < error < 5e-2  # not made in float32 by mistake, either
+
+
+def test_too_many_steps():
+    """One token more than the window holds is refused."""
+    model = tiny()
+    cache = Cache(model, 1, torch.float64)
+    with torch.no_grad(), pytest.raises(ValueError, match='17 tokens do not fit block_size=16'):
+        model(torch.zeros(1, 16, dtype=torch.long), cache)
+        model.step(torch.zeros(1, dtype=torch.long), cache)
 
 
 def test_padding_is_no_token():

@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 
+import checkpoint
 import optimizers
 from model import GPT, GPTConfig
 
@@ -25,7 +26,7 @@ def train(model, optimizer, gradients, lr=0.01):
 
 
 def make(model, name='muon', share=1.0):
-    return optimizers.make(model, name, 0.02, 0.02 * share, 0.1, (0.9, 0.99))
+    return optimizers.make(model, name, 0.02, 0.02 * share, 2.0, (0.9, 0.99))
 
 
 def orthogonalised(G):
@@ -55,7 +56,7 @@ def test_muon_is_its_equations():
                 m = 0.95 * m + 0.05 * g
                 update = orthogonalised(0.05 * g + 0.95 * m)
                 update = update if update.shape == w.shape else update.T
-                w = w * (1 - 0.02 * 0.1) - 0.02 * 0.2 * math.sqrt(max(w.shape)) * update
+                w = w * (1 - 0.02 * 2.0) - 0.02 * 0.2 * math.sqrt(max(w.shape)) * update
             moved = (w - expected[name]).norm()
             assert (ours - w).norm() < 0.03 * moved, name  # it works in bfloat16
         else:
@@ -80,3 +81,32 @@ def test_state_goes_in_and_out(name):
         assert torch.equal(p, q)
     with pytest.raises(ValueError, match='parameter groups'):
         make(b, 'adamw' if name == 'muon' else 'muon').load_state_dict(state)
+
+
+DAMAGE = {
+    'of other weights': lambda saved: saved['param_groups'][2]['params'].reverse(),
+    'of too few weights': lambda saved: saved['param_groups'][2]['params'].pop(),
+    'lost': lambda saved: saved['state'].pop(max(saved['state'])),
+    'all lost': lambda saved: saved['state'].clear(),
+    'of another shape': lambda saved: saved['state'][max(saved['state'])].update(momentum_buffer=torch.zeros(2, 2)),
+    "another optimizer's": lambda saved: saved['state'].update({max(saved['state']): saved['state'][0]}),
+    'not finite': lambda saved: saved['state'][max(saved['state'])]['momentum_buffer'].fill_(torch.nan),
+}
+
+
+@pytest.mark.parametrize('damage', [None, *DAMAGE])
+def test_damaged_state_is_refused(damage):
+    """A resumed run takes its own state alone: whole, of its weights, finite; anything else is one ValueError."""
+    model, gradients = model_and_gradients()
+    optimizer = make(model)
+    train(model, optimizer, gradients)
+    saved = {'path': 'x.pt', 'optimizer': optimizer.state_dict(), 'scaler': {}, 'iter_num': 3, 'best_val_loss': 1.0,
+             'progress': {'last_eval': 3, 'without_gain': 0, 'seconds': 1.0, 'wandb_run_id': ''}}
+    scaler = torch.amp.GradScaler('cpu', enabled=False)
+    if damage is None:
+        assert checkpoint.resume(saved, make(model), scaler)[0] == 3
+        return
+    DAMAGE[damage](saved['optimizer'])
+    with pytest.raises(ValueError, match="x.pt can't be resumed") as e:
+        checkpoint.resume(saved, make(model), scaler)
+    assert '\n' not in str(e.value)

@@ -265,6 +265,16 @@ def test_iterations_are_adamws(train, tmp_path, tiny_data):
         torch.testing.assert_close(saved[name].double(), p, rtol=1e-3, atol=2e-5)
 
 
+def test_muons_own_learning_rate(train, tmp_path):
+    """--muon_learning_rate is the rate of the blocks' matrices alone, also when a resumed run changes it."""
+    flags = ['--optimizer=muon', '--decay_lr=False', '--warmup_iters=0']
+    for more in (['--max_iters=2', '--muon_learning_rate=0.05'],
+                 ['--max_iters=4', '--muon_learning_rate=0.03', '--init_from=resume']):
+        assert train(*flags, *more)[0] == 0
+        groups = checkpoint.load(tmp_path / 'run/ckpt.pt')['optimizer']['param_groups']
+        assert [group['lr'] for group in groups] == pytest.approx([0.01, 0.01, float(more[1].split('=')[1])])
+
+
 def test_resume_takes_new_optimizer_settings(train, tmp_path):
     """What a resumed run may change takes effect: the optimizer has the new weight decay and betas."""
     assert train('--max_iters=2')[0] == 0
