@@ -199,7 +199,7 @@ class GPT(nn.Module):
 
         choose: logits (B, vocab_size) in the weights' own dtype -> ids (B,). When the window is full, the
         newest half of it is kept: positions are learned, so sliding by one would recompute
-        everything at every token. The cache changes the time, not the tokens.
+        everything at every token. But for rounding, the cache changes the time and not the tokens.
         """
         block_size, weight, device = self.config.block_size, self.lm_head.weight, idx.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
