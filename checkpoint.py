@@ -278,7 +278,8 @@ def resume(checkpoint, optimizer, scaler):
         numbers = [i for group in checkpoint['optimizer']['param_groups'] for i in group['params']]
         if numbers != list(range(len(params))):  # torch gives each weight the state of its number
             raise ValueError('parameter groups of other weights')
-        for i, (p, moments) in enumerate(zip(params, map(state.get, numbers)) if state else ()):
+        for i, moments in state.items():
+            p = params[i]
             shapes = {'momentum_buffer': p.shape} if id(p) in muon else \
                 {'step': (), 'exp_avg': p.shape, 'exp_avg_sq': p.shape}
             if {name: m.shape for name, m in moments.items() if floats(m) and m.is_contiguous()} != shapes:

@@ -190,9 +190,9 @@ def _with_grad(loss):
 
 
 def chunk_rows(C, device):
-    """Tokens whose logits are held at a time: elsewhere 256 MB of them in float32; on a CPU 8 MB, which
-    stay in its cache, but no fewer than 128 tokens, below which the products are slow (README, "Speed")."""
-    return max(128, 2**21 // C) if device.type == 'cpu' else max(128, 2**26 // C)
+    """Tokens whose logits are held at a time: on a CPU 8 MB of them in float32, which stay in its cache,
+    elsewhere 256 MB; no fewer than 128 tokens, below which the products are slow (README, "Speed")."""
+    return max(128, 2**(21 if device.type == 'cpu' else 26) // C)
 
 
 def _at_least_float32(x):

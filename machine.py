@@ -53,7 +53,7 @@ def keep_memory():
     """Let this process keep the memory that tensors leave for the next ones (glibc; elsewhere nothing happens).
 
     By default glibc gives large pieces back to the system at once, which clears every page of them
-    when it hands them out again: on a CPU a fifth of an iteration.
+    when it hands them out again.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

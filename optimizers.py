@@ -59,6 +59,7 @@ class Together:
         return whole
 
     def load_state_dict(self, whole):
+        """Takes what state_dict() gave. Raises ValueError where its groups are not like the own ones."""
         groups = whole['param_groups']
         if len(groups) != len(self.param_groups):
             raise ValueError(f'{len(groups)} parameter groups, not {len(self.param_groups)}')

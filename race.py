@@ -73,11 +73,13 @@ C = meta['vocab_size'] if meta else 50257
 
 
 def read(tokens, starts):
+    """Inputs and targets (B, block_size)."""
     return map(torch.from_numpy, bins.read_windows(tokens, starts, SHAPE['block_size']))
 
 
 @torch.no_grad()
 def nats(model):
+    """The mean nats a token over the windows of val.bin."""
     starts = bins.val_windows(len(val_data), SHAPE['block_size'], eval_windows)
     total = 0.0
     for i in range(0, len(starts), 8):

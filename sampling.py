@@ -25,7 +25,7 @@ def chooser(loss, uniforms, temperature=1.0, top_k=0, top_p=1.0):
         else:
             p = losses.link(loss, logits)
             p = (p / p.amax(-1, keepdim=True)) ** (1 / temperature)  # relative, so that none overflows
-        p = keep(p.float().cpu().numpy(), top_k, top_p)  # numpy sorts thirty times as fast as torch on a CPU
+        p = keep(p.float().cpu().numpy(), top_k, top_p)  # numpy sorts values; torch would sort places too
         total = torch.from_numpy(p).cumsum(-1)
         # the first id whose cumulated probability exceeds the draw: never one of probability 0
         threshold = torch.from_numpy(next(draws))[:, None] * total[:, -1:]

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -273,6 +274,14 @@ def test_muons_own_learning_rate(train, tmp_path):
         assert train(*flags, *more)[0] == 0
         groups = checkpoint.load(tmp_path / 'run/ckpt.pt')['optimizer']['param_groups']
         assert [group['lr'] for group in groups] == pytest.approx([0.01, 0.01, float(more[1].split('=')[1])])
+
+
+def test_evaluations_are_not_training_time(train, tmp_path):
+    """The seconds of metrics.jsonl leave out evaluations, here nearly all of the time."""
+    started = time.perf_counter()
+    assert train('--max_iters=3', '--eval_interval=1', '--eval_iters=400')[0] == 0
+    seconds = [m['seconds'] for m in read(tmp_path / 'run/metrics.jsonl')]
+    assert seconds == sorted(seconds) and 0 < seconds[-1] < 0.4 * (time.perf_counter() - started)
 
 
 def test_resume_takes_new_optimizer_settings(train, tmp_path):
