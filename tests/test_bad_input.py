@@ -23,7 +23,8 @@ TRAIN, SAMPLE, EVALUATE, MAKE = 'train.py', 'sample.py', 'evaluate.py', 'make.py
 PREPARE = 'data/tinystories/prepare.py'
 BASE = {TRAIN: '--n_layer=1 --n_head=2 --n_embd=16 --block_size=32 --batch_size=4 --max_iters=2 --eval_iters=1 '
                '--sample_tokens=0 --dataset=data --out_dir=new', SAMPLE: '--out_dir=run --num_samples=1',
-        EVALUATE: '--bootstrap=9', PREPARE: '--tokenizer=byte --out_dir=new', MAKE: '', 'race.py': ''}
+        EVALUATE: '--bootstrap=9', PREPARE: '--tokenizer=byte --out_dir=new', MAKE: '',
+        'race.py': '--dataset=data'}
 ANOTHER = 'give another'  # what is said of a checkpoint that is none
 AGAIN = 'prepare the data again'
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason='needs a machine without a CUDA GPU')
