@@ -21,7 +21,7 @@ KINDS = {bool: 'True or False', int: 'a whole number', float: 'a finite number',
 LIMITS = {int: ', below 2**53', str: ', without NUL and lone surrogates'}  # what a value of the right type can lack
 
 
-def configure(settings, rules=(), argv=None):
+def configure(settings, rules=(), argv=None, also=''):
     """
     Apply config files and flags to a script's settings.
 
@@ -31,6 +31,8 @@ def configure(settings, rules=(), argv=None):
     rules: expressions over the settings that must hold, like 'n_embd % n_head == 0', or pairs
         (expression, hint) where the hint tells the way out. They see no builtins.
     argv: the arguments, sys.argv[1:] by default.
+    also: another script, beside this one, whose settings are taken and checked too but not put
+        into settings; where both have a name, it is this script's.
 
     Returns a dict of all settings, name -> final value. --help prints them and exits with status 0.
     Mistakes exit with status 2, one line each on stderr, and leave settings as they were.
@@ -38,16 +40,20 @@ def configure(settings, rules=(), argv=None):
     argv = list(sys.argv[1:] if argv is None else argv)
     root, program = os.path.split(os.path.abspath(settings['__file__']))
     tree, lines, declared = read_script(settings)
-    values = {name: settings[name] for name in declared}
+    own = {name: settings[name] for name in declared}
+    theirs, their_rules = settings_of(os.path.join(root, also)) if also else ({}, [])
+    defaults, rules = {**theirs, **own}, [*rules, *their_rules]
+    values = dict(defaults)
     if '-h' in argv or '--help' in argv:
-        print(help_text(program, tree, lines, declared, values))
+        print(help_text(program, tree, lines, declared, own))
         raise SystemExit(0)
+    declared = defaults
 
     errors = []
     unsure = set()  # settings whose final value a mistake hides: no rule judges them
 
     def put(where, name, value, found, flag=''):
-        default = settings.get(name)
+        default = defaults.get(name)
         if name not in declared:
             near = difflib.get_close_matches(name.lower().replace('-', '_'), declared, 1)
             way = (f'did you mean {flag}{near[0]}?' if near else f'python {program} --help lists those there are'
@@ -73,11 +79,11 @@ def configure(settings, rules=(), argv=None):
                 text = argv.pop(0)
                 arg = f'{arg} {text}'
             elif not equals and name in declared:
-                example = True if type(settings[name]) is bool else settings[name]
+                example = True if type(defaults[name]) is bool else defaults[name]
                 errors.append(f'{arg} needs a value: {arg}={example}')
                 unsure.add(name)
                 continue
-            put(arg, name, literal(text, type(settings.get(name))), repr(text), '--')
+            put(arg, name, literal(text, type(defaults.get(name))), repr(text), '--')
         elif not arg.endswith('.py'):
             flag = '--' + arg.lstrip('-')
             near = f'{arg}.py' if find(f'{arg}.py', root) else flag if flag[2:].partition('=')[0] in declared else ''
@@ -108,23 +114,31 @@ def configure(settings, rules=(), argv=None):
                     found = f'{brief(value)} ({type(value).__name__})'
                     put(shown(arg, *stored_at(name, trees)), name, value, found)
 
+    errors += broken(rules, values, unsure)
+    if errors:
+        fail(*errors, status=2)
+    settings.update((name, values[name]) for name in own)
+    return values
+
+
+def broken(rules, values, unsure=()):
+    """What is said of the rules (see configure) that do not hold for these values, {name: value}: a list of
+    lines. No rule judges a name that is unsure."""
+    lines = []
     for rule in rules:
         rule, hint = (rule, '') if isinstance(rule, str) else rule
         code = compile(rule, '<rule>', 'eval')
-        names = [name for name in code.co_names if name in declared]
-        if unsure.intersection(names):
+        names = [name for name in code.co_names if name in values]
+        if set(unsure).intersection(names):
             continue
         try:
-            holds = eval(code, {'__builtins__': {}}, values)
+            holds = eval(code, {'__builtins__': {}}, dict(values))
         except ArithmeticError:  # n_embd % n_head where n_head=0
             holds = False
         if not holds:
             found = ', '.join(f'{name}={values[name]!r}' for name in names)
-            errors.append(f'{rule} does not hold: {found}' + (f'; {hint}' if hint else ''))
-    if errors:
-        fail(*errors, status=2)
-    settings.update(values)
-    return values
+            lines.append(f'{rule} does not hold: {found}' + (f'; {hint}' if hint else ''))
+    return lines
 
 
 def fail(*messages, status=1):
@@ -143,6 +157,23 @@ def printable(text):
 
 # -----------------------------------------------------------------------------
 # the script: which of its names are settings, and what --help says of them
+
+def settings_of(path):
+    """({setting: default}, [rule, ...]) of a script, read without running it; its rules must be literals"""
+    with tokenize.open(path) as f:
+        tree = ast.parse(f.read())
+    found, rules = {'__file__': path}, []
+    for node in tree.body:
+        call = next((n for n in ast.walk(node) if isinstance(n, ast.Call) and getattr(n.func, 'id', '') == 'configure'),
+                    None)
+        if call:
+            rules = [ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg == 'rules']
+            break
+        if isinstance(node, ast.Assign) and not any(isinstance(n, ast.Name) for n in ast.walk(node.value)):
+            found[getattr(node.targets[0], 'id', '_')] = eval(compile(ast.Expression(node.value), path, 'eval'))
+    _, _, declared = read_script(found)
+    return {name: found[name] for name in declared}, rules[0] if rules else []
+
 
 def read_script(settings):
     """the script's syntax tree, its source lines above the configure call, {setting: its assignment}"""

@@ -382,10 +382,10 @@ if here:
 model = None  # its gradients' buffers end before the process group does
 processes.part()
 if end and not here:
-    sys.exit(1)
+    sys.exit(3)
 if end:
     kept = f'the last good checkpoint is in {out_dir}' if progress['last_eval'] >= 0 else 'no checkpoint was saved'
-    fail(f'{end}; {kept}; lower --learning_rate (it was {lr:.2e}) or --grad_clip')
+    fail(f'{end}; {kept}; lower --learning_rate (it was {lr:.2e}) or --grad_clip', status=3)
 if stop and iter_num < max_iters:
     say(f'stopped and saved at iteration {iter_num}; to go on: the same command with --init_from=resume')
     sys.exit(128 + stop)
