@@ -50,7 +50,7 @@ import losses
 import optimizers
 import plain
 import rng
-import rundir
+import runlog
 from model import GPT, GPTConfig
 
 SHAPE = dict(n_layer=4, n_head=4, n_embd=128, block_size=256, bias=False)
@@ -123,7 +123,7 @@ def train(iterations, folder, every):
         process.wait()
     if status:
         fail(f'train.py ended with status {status}: {shlex.join(command)}')
-    return list(rundir.entries(Path(folder) / 'metrics.jsonl'))
+    return list(runlog.entries(Path(folder) / 'metrics.jsonl'))
 
 
 for number in (signal.SIGINT, signal.SIGTERM):

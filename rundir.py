@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 import checkpoint
 import processes
+import runlog
 
 
 SAFE = 'what was saved before is as it was; make room, then --init_from=resume'
@@ -54,7 +55,7 @@ class RunDir:
             moved = self.go_back(iter_num, last_eval) if resume else set_aside(self.path)
             if processes.launch:
                 (self.path / 'launch').write_text(processes.launch, encoding='utf-8')
-            trim_metrics(self.path / 'metrics.jsonl', iter_num, last_eval)
+            runlog.trim(self.path / 'metrics.jsonl', iter_num, last_eval)
             self.metrics = open(self.path / 'metrics.jsonl', 'a', encoding='utf-8')
             return moved
         except OSError as e:
@@ -84,7 +85,7 @@ class RunDir:
         best, metrics = self.path / 'best.pt', self.path / 'metrics.jsonl'
         if not metrics.exists():
             return [f'{metrics} is gone, so what was logged until iteration {iter_num} is missing in it']
-        lost = [entry['iter'] for entry in entries(metrics) if 'val_nats' in entry and entry['iter'] > last_eval]
+        lost = [entry['iter'] for entry in runlog.entries(metrics) if 'val_nats' in entry and entry['iter'] > last_eval]
         said = []
         if len(lost) > 1:
             shutil.copyfile(metrics, later := free(self.path / f'metrics-{max(lost)}.jsonl'))
@@ -189,36 +190,6 @@ def set_aside(out_dir):
         os.rename(file, aside / file.name)
     return [f'{out_dir} held an earlier run, which is now in {aside} (to go on with that one: --init_from=resume '
             f'--out_dir={aside})']
-
-
-def entries(path):
-    """The lines of a metrics.jsonl, dicts; without one that a kill has cut short."""
-    if not path.exists():
-        return
-    with open(path, encoding='utf-8', errors='replace') as f:
-        for line in f:
-            try:
-                entry = json.loads(line)
-                entry['iter'] + 0  # noqa: B018
-            except (ValueError, KeyError, TypeError):
-                continue
-            yield entry
-
-
-def trim_metrics(path, iter_num, last_eval):
-    """Leave out what was logged after iteration iter_num, and evaluations after last_eval."""
-    kept = [entry for entry in entries(path) if entry['iter'] <= (last_eval if 'val_nats' in entry else iter_num)]
-    if not path.exists():
-        return
-    partial = Path(f'{path}.partial')
-    try:
-        with open(partial, 'w', encoding='utf-8') as f:
-            f.writelines(json.dumps(entry) + '\n' for entry in kept)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def newest(root='out'):

@@ -51,7 +51,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 import bins
-import rundir
+import runlog
 import searched
 import spaces
 
@@ -95,7 +95,7 @@ def speed(settings, place):
                          eval_interval=21)
     if status not in (0, DIVERGED):
         fail(f'train.py ended with status {status}: {last}')
-    lines = [line for line in rundir.entries(probe / 'metrics.jsonl') if 'loss' in line]
+    lines = [line for line in runlog.entries(probe / 'metrics.jsonl') if 'loss' in line]
     shutil.rmtree(probe)
     return (lines[1]['iter'] - lines[0]['iter']) / (lines[1]['seconds'] - lines[0]['seconds']) if len(lines) > 1 else 0
 
@@ -106,7 +106,7 @@ def tokens_per_iter(settings):
 
 def evaluated(place):
     """The evaluations of a run until now."""
-    return [line for line in rundir.entries(place / 'metrics.jsonl') if 'val_nats' in line]
+    return [line for line in runlog.entries(place / 'metrics.jsonl') if 'val_nats' in line]
 
 
 def run_trial(trial, place):
@@ -135,13 +135,13 @@ def run_trial(trial, place):
     status, last = train(settings, place, look, max_iters=n, out_dir=str(place), eval_interval=-(-n // evaluations),
                          eval_iters=max(1, base['eval_iters'] * base['batch_size'] // settings['batch_size']),
                          **{'init_from': 'resume'} if resume else {})
-    seconds = max((line['seconds'] for line in rundir.entries(place / 'metrics.jsonl')), default=0)
+    seconds = max((line['seconds'] for line in runlog.entries(place / 'metrics.jsonl')), default=0)
     trial.set_user_attr('seconds', round(seconds, 1))
     if state is TrialState.PRUNED:
         return state, None
-    if status == DIVERGED:  # a result: as bad as a uniform guess, or as what it had been before
+    if status == DIVERGED:  # a result: as bad as a uniform guess, or as its last evaluation
         trial.set_user_attr('diverged', True)
-        return state, max([math.log(vocab_size), *(line['val_nats'] for line in evaluated(place))])
+        return state, max([math.log(vocab_size), *(line['val_nats'] for line in evaluated(place)[-1:])])
     if status:
         if status == 128 + signal.SIGTERM or status == 128 + signal.SIGINT:
             stop(status - 128, None)
@@ -306,6 +306,7 @@ if not show:
             signal.signal(number, stop)
         with FileLock(folder / 'lock'):
             opened, base_iters, distributions = begin()
+        trials = len(spaces.grid(distributions)) if sampler == 'grid' else trials
     except Timeout:
         fail(f'--study={folder}: another tune.py is at work there, and --budget_seconds is for one at a time')
     except (FileExistsError, NotADirectoryError, PermissionError):
@@ -316,7 +317,11 @@ if not show:
     opened.pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=-(-evaluations // 2), reduction_factor=2)
     interrupts.say(f'study: {folder}, {opened.user_attrs["about"]}')
     interrupts.say('searched: ' + ', '.join(f'{name} {spaces.text(d)}' for name, d in distributions.items()))
-    search()
+    try:
+        search()
+    except optuna.exceptions.StorageInternalError as e:
+        fail(f'--storage={storage or folder / "study.db"} gave out ({str(e).splitlines()[0][:200]}); '
+             'the same command goes on')
 elif not (storage or (folder / 'study.db').is_file()):
     fail(f'--study={folder}: there is no study; run it first, without --show')
 else:

@@ -5,6 +5,7 @@ import os
 import pytest
 
 import rundir
+import runlog
 from test_checkpoint import saved, small
 
 
@@ -29,7 +30,7 @@ def test_trim_metrics(tmp_path):
     path = tmp_path / 'metrics.jsonl'
     lines = [{'iter': 10, 'loss': 1}, {'iter': 10, 'val_nats': 1}, {'iter': 15, 'loss': 1}, {'iter': 20, 'loss': 1}]
     path.write_text('\n'.join(map(json.dumps, lines)) + '\n{"iter": 2')
-    rundir.trim_metrics(path, 15, 10)
+    runlog.trim(path, 15, 10)
     assert [json.loads(line) for line in path.read_text().splitlines()] == lines[:3]
-    rundir.trim_metrics(path, 10, -1)
+    runlog.trim(path, 10, -1)
     assert [json.loads(line) for line in path.read_text().splitlines()] == lines[:1]

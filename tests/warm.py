@@ -53,6 +53,7 @@ def script(job):
 
 if __name__ == '__main__':
     import numpy  # noqa: F401
+    import optuna  # noqa: F401
     import tiktoken  # noqa: F401
     import tokenizers  # noqa: F401
     import torch
