@@ -28,16 +28,21 @@ def find(dataset):
     raise FileNotFoundError(f'--dataset={dataset}: there is no train.bin in {ROOT / dataset}; {how}')
 
 
-def read_meta(folder):
+def read_meta(folder, vocab_size=0):
     """meta.json of a folder; None where there is none, which means GPT-2's tokens as uint16.
 
-    Raises ValueError where it is damaged, or where there is nanoGPT's meta.pkl in its place.
+    vocab_size: of bins whose tokenizer is not known, as nanoGPT's with a meta.pkl: what stands for their
+    meta.json then. Raises ValueError where meta.json is damaged, where vocab_size contradicts it, or where
+    there is a meta.pkl and no vocab_size.
     """
     path = Path(folder) / 'meta.json'
     if not path.exists():
+        if vocab_size:
+            return {'source': f'bins of {vocab_size} ids without a tokenizer', 'synthetic': False, 'splits': {},
+                    'vocab_size': vocab_size, 'tokenizer': 'ids', 'dtype': 'uint16'}
         if (pickle := path.with_suffix('.pkl')).exists():
-            raise ValueError(f'{pickle} is not opened: a pickle can run any code. Prepare the text with '
-                             "data/tinystories/prepare.py --input=...; or, if these are GPT-2's tokens, move it away")
+            raise ValueError(f'{pickle} is not opened: a pickle can run any code. Give the number of ids with '
+                             '--vocab_size=..., or prepare the text with data/tinystories/prepare.py --input=...')
         return None
     try:
         if not path.is_file() or path.stat().st_size > 2**20:  # a pipe would not end
@@ -52,6 +57,8 @@ def read_meta(folder):
             raise ValueError(f"no good {', '.join(wrong)}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise ValueError(f'{path} is damaged ({type(e).__name__}: {e}); prepare the data again') from None
+    if vocab_size not in (0, meta['vocab_size']):
+        raise ValueError(f"--vocab_size={vocab_size}, but {path} says {meta['vocab_size']}; leave the flag away")
     return meta
 
 
@@ -69,7 +76,8 @@ def open_bin(folder, split, meta, block_size=1):
     if size % dtype.itemsize or size <= block_size * dtype.itemsize:
         raise ValueError(f'{path} has {size:,} bytes; of {dtype.name} tokens it must hold whole ones, and more '
                          f'than block_size={block_size} of them; prepare the data again, or lower --block_size')
-    claimed = meta['splits'].get(split, {}).get('tokens', 0) if meta else size // dtype.itemsize
+    known = meta and meta['tokenizer'] != 'ids'
+    claimed = meta['splits'].get(split, {}).get('tokens', 0) if known else size // dtype.itemsize
     if claimed != size // dtype.itemsize:
         raise ValueError(f'{path} has {size // dtype.itemsize:,} tokens, but meta.json says {claimed:,}; '
                          'prepare the data again')

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+import foreign
 import interrupts
 import losses
 from model import GPT, GPTConfig
@@ -55,11 +56,13 @@ def save(checkpoint, path):
 
 
 def load(path):
-    """The checkpoint at path as a dict of plain data, on the CPU.
+    """The checkpoint at path as a dict of plain data, on the CPU: ours, or another's made like it (foreign.py).
 
     It may come from anybody: it runs no code, and takes no more memory than the file is long.
     Raises FileNotFoundError or ValueError with one clear line.
     """
+    if foreign.is_hugging_face(path):
+        return foreign.from_hugging_face(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(f'''there is no checkpoint {path or "''"}; train first, or give another''')
     try:
@@ -77,6 +80,12 @@ def load(path):
     if not isinstance(checkpoint, dict):
         raise ValueError(f'{path} is no checkpoint of this project: it holds a {type(checkpoint).__name__}; '
                          'give another')
+    if foreign.is_nanogpt(checkpoint):
+        try:
+            checkpoint = foreign.from_nanogpt(checkpoint)
+        except (ValueError, RuntimeError) as e:
+            raise ValueError(f"{path} is no checkpoint of nanoGPT's: {' '.join(str(e).split())[:200]}; "
+                             'give another') from None
     wrong = [key for key, kind in KEYS.items() if not isinstance(checkpoint.get(key), kind)]
     wrong += [key for key, depth in PLAIN.items() if not plain(checkpoint.get(key), depth)]
     if not wrong:
@@ -157,11 +166,13 @@ def restore(checkpoint, device='cpu', dropout=0.0):
                 raise ValueError(f'{name}={args[name]!r}')
         model = build(GPTConfig(**args), checkpoint['model'])
         tokenizer = Tokenizer.from_dict(checkpoint['tokenizer'])
-        if tokenizer.vocab_size != model.config.vocab_size:
+        # nanoGPT's models have 50,304 ids, of which GPT-2's encoding knows the first 50,257
+        if tokenizer.vocab_size > model.config.vocab_size or \
+                tokenizer.vocab_size < model.config.vocab_size and tokenizer.kind != 'gpt2':
             raise ValueError(f'{tokenizer.vocab_size} tokens, a model of {model.config.vocab_size}')
         name, numbers = checkpoint['loss']['name'], checkpoint['loss']['numbers']
         if numbers is None:
-            loss = losses.make_loss(name, tokenizer.vocab_size)
+            loss = losses.make_loss(name, model.config.vocab_size)
         elif type(name) is str and len(numbers) == 6 and all(map(math.isfinite, numbers)):
             loss = losses.Family(*map(float, numbers))
         else:
@@ -169,7 +180,7 @@ def restore(checkpoint, device='cpu', dropout=0.0):
     except (KeyError, TypeError, RuntimeError, ArithmeticError, AttributeError, ValueError) as e:
         if interrupts.no_memory(e):
             raise
-        reason = f'{type(e).__name__}: ' + ' '.join(str(e).split())[:200]
+        reason = f'{type(e).__name__}: ' + ' '.join(str(e).split())[:700]
         path = checkpoint.get('path', 'the checkpoint')
         raise ValueError(f'{path}: its parts do not fit each other ({reason}); give another') from None
     return model.to(device), tokenizer, loss
@@ -188,6 +199,7 @@ def build(config, weights):
         model = GPT(config)
     shapes = {name: [*p.shape] for name, p in model.state_dict().items()}
     shapes['transformer.wte.weight'] = shapes['lm_head.weight'] = [config.vocab_size, config.n_embd]
+    wrong = []
     for name in {**shapes, **weights}:
         w = weights.get(name)
         if not floats(w):
@@ -198,8 +210,10 @@ def build(config, weights):
             found = 'not finite'
         else:
             continue
-        raise ValueError(f"{name} is {found}, in a model of {config.n_layer} layers, {config.n_embd} wide, it is "
-                         f"{shapes.get(name, 'unknown')}")
+        wrong.append(f"{name} is {found}, not {shapes.get(name, 'known')}")
+    if wrong:
+        raise ValueError(f'in a model of {config.n_layer} layers, {config.n_embd} wide, ' + '; '.join(wrong[:6])
+                         + f'; and {len(wrong) - 6} more' * (len(wrong) > 6))
     distinct_bytes([w for name, w in weights.items() if name != 'lm_head.weight'])
     vocabulary = weights['transformer.wte.weight']
     padded = torch.nn.functional.pad(vocabulary, (0, 0, 0, model.lm_head.weight.size(0) - len(vocabulary)))
@@ -226,14 +240,15 @@ def differences(checkpoint, config, data, machine):
     if missing:
         raise ValueError(f"{checkpoint['path']} can't be resumed, it has no {', '.join(missing)}; "
                          f"begin a new run from its weights: --init_from={checkpoint['path']} --out_dir=...")
-    old = {'optimizer': 'adamw'} | checkpoint['config']  # it was the only one
+    # the optimizer of old checkpoints; the loss of nanoGPT's
+    old = {'optimizer': 'adamw', 'loss': checkpoint['loss'].get('name')} | checkpoint['config']
     differing = [name for name in old if name in config and config[name] != old[name]
                and name not in ('init_from', 'out_dir')]
     changed = [f'{name} {old[name]} -> {config[name]}' for name in differing if name not in IDENTITY]
     changed += [f'{name} {was} -> {machine[name]} (so not the same bits)'
                 for name, was in checkpoint['machine'].items() if name in machine and machine[name] != was]
     forbidden = [f'{name} {old[name]} -> {config[name]}' for name in differing if name in IDENTITY]
-    if checkpoint['data'] != data:
+    if checkpoint['data'] and checkpoint['data'] != data:  # nanoGPT's don't say
         forbidden.append(f"data {checkpoint['data'].get('source')} -> {data['source']}, or another preparation of it")
     return changed, forbidden
 
@@ -248,6 +263,8 @@ def begin(checkpoint, resume, config, data, machine, tokenizer):
     if forbidden:
         raise ValueError(f"{path} can't be resumed as another run: {', '.join(forbidden)}; resume with the same "
                          f'config, or begin a new run from its weights: --init_from={path} --out_dir=...')
+    if not resume:
+        checkpoint = cropped(checkpoint, tokenizer.vocab_size)
     model, its_tokenizer, _ = restore(checkpoint, dropout=config['dropout'])
     if its_tokenizer.to_dict() != tokenizer.to_dict():
         raise ValueError(f"{path} has another tokenizer ({its_tokenizer.kind}, {its_tokenizer.vocab_size} ids) than "
@@ -257,6 +274,17 @@ def begin(checkpoint, resume, config, data, machine, tokenizer):
         raise ValueError(f"--block_size={config['block_size']} is more than the {model.config.block_size} of {path}; "
                          'ask for no more')
     return model, changed
+
+
+def cropped(checkpoint, size):
+    """The checkpoint with no more than `size` ids, since a new run's classes are those of its tokenizer."""
+    args, weights = checkpoint['model_args'], checkpoint['model']
+    if type(args.get('vocab_size')) is not int or args['vocab_size'] <= size or \
+            not floats(weights.get('transformer.wte.weight')):
+        return checkpoint
+    names = 'transformer.wte.weight', 'lm_head.weight'
+    return checkpoint | {'model_args': args | {'vocab_size': size}, 'model': weights | {
+        name: weights[name][:size].clone() for name in names if floats(weights.get(name))}}
 
 
 def resume(checkpoint, optimizer, scaler):

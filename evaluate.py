@@ -76,8 +76,11 @@ def open_run(path):
     if not name:
         raise ValueError(f'{path} does not say which data it was trained on; give --dataset=...')
     folder = bins.find(name)
-    meta = bins.read_meta(folder)
-    its_tokenizer = Tokenizer.load(folder) if meta else Tokenizer('gpt2')
+    meta = bins.read_meta(folder, tokenizer.vocab_size if tokenizer.kind == 'ids' else 0)
+    its_tokenizer = Tokenizer.of_data(folder, meta)
+    if tokenizer.eot is None and (not blocks or per_byte):
+        raise ValueError(f'{path} was trained on ids without a tokenizer: where stories end and how long they are in '
+                         'bytes is not known; --blocks=True, without --per_byte, scores it')
     if its_tokenizer.to_dict() != tokenizer.to_dict():
         raise ValueError(f'{path} has another tokenizer ({tokenizer.kind}, {tokenizer.vocab_size} ids) than '
                          f'--dataset={name} ({its_tokenizer.kind}, {its_tokenizer.vocab_size} ids); '
@@ -102,7 +105,8 @@ def open_split(run, name):
         windows = bins.story_windows(bounds, run.block_size, stride or max(1, run.block_size // 2))
     unit = np.repeat(np.arange(-1, len(bounds) - 1), np.diff(bounds, prepend=0))
     return SimpleNamespace(tokens=tokens, windows=windows, bounds=bounds, unit=unit, units=len(bounds) - 1,
-                           states=scoring.HiddenStates(run.model, tokens, windows, run.tokenizer.eot, batch_size, bar))
+                           states=scoring.HiddenStates(run.model, tokens, windows, run.tokenizer.eot or 0, batch_size,
+                                                        bar))
 
 
 def text_bytes(run):
@@ -143,7 +147,10 @@ def score(run):
     intervals = metrics.bootstrap(np.stack(columns, 1), run.tokens, bootstrap, seed).tolist()
 
     n, readings = int(scored.sum()), {}
-    run.bytes = run.meta['splits'].get(split, {}).get('bytes') if run.meta else int(text_bytes(run).sum())
+    if run.tokenizer.kind == 'ids':
+        run.bytes = None
+    else:
+        run.bytes = run.meta['splits'].get(split, {}).get('bytes') if run.meta else int(text_bytes(run).sum())
     for i, name in enumerate(scoring.READINGS):
         f = {key: x[scored] for key, x in figures[name].items()}
         total = {key: float(x.sum()) for key, x in run.sums[name].items()}
@@ -168,7 +175,7 @@ def score(run):
         'tokenizer': run.tokenizer.kind, 'vocab_size': run.tokenizer.vocab_size, 'block_size': run.block_size,
         'mode': UNITS, 'stride': None if blocks else stride or max(1, run.block_size // 2),
         UNITS: here.units, 'tokens': n, 'bytes': run.bytes,
-        'objective': mean('objective') * losses.reported_scale(run.loss_name, run.tokenizer.vocab_size),
+        'objective': mean('objective') * losses.reported_scale(run.loss_name, run.model.config.vocab_size),
         'raw_link_sum': mean('link_sum'), 'raw_link_negative': mean('link_negative'),
         'link_mix': losses.MIX, 'fitted_on': f'val.bin, {len(mix)} folds' if len(mix) == 2 else 'val.bin',
         'fitted_temperature': temperature.tolist(), 'fitted_mix': mix.tolist(), 'readings': readings}

@@ -51,6 +51,8 @@ try:
                 start = f.read()
         except OSError as e:
             fail(f'--start={start} cannot be read: {e.strerror}; give a text file')
+    if tokenizer.kind == 'ids':
+        start = tokenizer.decode(tokenizer.encode(start))
     tokenizer.encode(start)  # fails here, and not in mid-story, where GPT-2's encoding can't be had
 except (OSError, ValueError) as e:
     fail(e)

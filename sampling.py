@@ -62,12 +62,17 @@ def stories(model, tokenizer, loss, prompt, num_samples, max_new_tokens, seed=13
     prompt starts a new story. how: temperature, top_k, top_p.
     """
     device = model.lm_head.weight.device
-    idx = torch.tensor([[tokenizer.eot, *tokenizer.encode(prompt)]] * num_samples, device=device)
+    prompt = tokenizer.encode(prompt)
+    if tokenizer.eot is not None or not prompt:  # where there is no end of text, id 0, as nanoGPT's samples begin
+        prompt = [tokenizer.eot or 0, *prompt]
+    idx = torch.tensor([prompt] * num_samples, device=device)
     uniforms = np.stack([rng.generator(rng.SAMPLE, seed, i).random(max_new_tokens, 'float32')
                          for i in range(num_samples)])
     partial = [codecs.getincrementaldecoder('utf-8')('replace') for _ in range(num_samples)]
     running = set(range(num_samples))
-    for ids in model.generate(idx, max_new_tokens, chooser(loss, uniforms, **how)):
+    choose = chooser(loss, uniforms, **how)
+    # a model of nanoGPT's may have more ids than its tokenizer: those stand for nothing
+    for ids in model.generate(idx, max_new_tokens, lambda logits: choose(logits[:, :tokenizer.vocab_size])):
         for i, token in enumerate(ids.tolist()):
             if i in running and token == tokenizer.eot:
                 running.remove(i)

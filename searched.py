@@ -70,7 +70,7 @@ def values(t):
 
 
 def importance(study):
-    """{setting: share of the variance among the better trials}; {} of fewer than four trials, or where nothing varies."""
+    """{setting: share of the variance among the better trials}; {} of fewer than four, or where nothing varies."""
     if sum(math.isfinite(nats(t)) for t in finished(study)) < 4:
         return {}
     try:

@@ -1,8 +1,9 @@
-"""Text to token ids and back, in three kinds behind one class:
+"""Text to token ids and back, in four kinds behind one class:
 
     gpt2   GPT-2's own encoding, 50,257 ids, through tiktoken
     bpe    a byte-level BPE learned from the training text, as many ids as asked for
     byte   the bytes of UTF-8, 256 ids
+    ids    of data that came without its tokenizer: the text is the ids themselves, "17 4 212"
 
 End of text is one id that no text ever encodes to: the words <|endoftext|> in
 a story are ordinary characters. Any Unicode string survives the round trip.
@@ -17,23 +18,26 @@ END_OF_TEXT = '<|endoftext|>'  # how the end-of-text id is rendered, by every ki
 
 
 class Tokenizer:
-    """kind: 'gpt2', 'bpe' or 'byte'. ranks: for bpe, the bytes of every id but the last, in id order.
+    """kind: 'gpt2', 'bpe', 'byte' or 'ids'. ranks: for bpe, the bytes of every id but the last, in id order.
+    size: for ids, how many there are.
 
-    Attributes: kind, vocab_size (end of text included), eot (its id), dtype
+    Attributes: kind, vocab_size (end of text included), eot (its id; None for ids), dtype
     (little-endian, of a bin). The encoding itself is built at its first use,
     so a gpt2 tokenizer that only gives its sizes needs no network.
     """
 
-    def __init__(self, kind, ranks=None):
-        if kind not in ('gpt2', 'bpe', 'byte'):
-            raise ValueError(f"a tokenizer is 'gpt2', 'bpe' or 'byte', not {kind!r}")
+    def __init__(self, kind, ranks=None, size=None):
+        if kind not in ('gpt2', 'bpe', 'byte', 'ids'):
+            raise ValueError(f"a tokenizer is 'gpt2', 'bpe', 'byte' or 'ids', not {kind!r}")
+        if (size is not None) != (kind == 'ids') or kind == 'ids' and (type(size) is not int or not 0 < size <= 65536):
+            raise ValueError(f'a size of 1 to 65536 belongs to an ids tokenizer, and only to that; found {size!r}')
         if (ranks is not None) != (kind == 'bpe'):
             raise ValueError('ranks belong to a bpe tokenizer, and only to that')
         self.kind, self.ranks = kind, ranks
         if kind == 'bpe':
             _check_ranks(ranks)
-        self.vocab_size = {'gpt2': 50257, 'byte': 256}.get(kind) or len(ranks) + 1
-        self.eot = self.vocab_size - 1  # 0xFF for bytes: UTF-8 never uses 0xF5 to 0xFF
+        self.vocab_size = {'gpt2': 50257, 'byte': 256, 'ids': size}.get(kind) or len(ranks) + 1
+        self.eot = None if kind == 'ids' else self.vocab_size - 1  # 0xFF for bytes: UTF-8 never uses 0xF5 to 0xFF
         self.dtype = np.dtype('u1' if kind == 'byte' else '<u2')
 
     def encode(self, text):
@@ -71,7 +75,7 @@ class Tokenizer:
             ranks = ranks if ranks is None else [rank.encode('latin-1') for rank in ranks]
         except (KeyError, TypeError, AttributeError, UnicodeEncodeError) as e:
             raise ValueError(f'not a tokenizer: {type(e).__name__}: {e}') from None
-        tokenizer = cls(kind, ranks)
+        tokenizer = cls(kind, ranks, size if kind == 'ids' else None)
         if size != tokenizer.vocab_size:
             raise ValueError(f'damaged {kind} tokenizer: it claims {size} ids and holds {tokenizer.vocab_size}')
         return tokenizer
@@ -108,7 +112,18 @@ class Tokenizer:
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
             raise ValueError(f'{path}: {e}' + '; prepare the data again' * folder) from None
 
+    @classmethod
+    def of_data(cls, folder, meta):
+        """That of prepared data: meta is what bins.read_meta gave. Raises as load does."""
+        if not meta or meta['tokenizer'] == 'ids':
+            return cls('ids', size=meta['vocab_size']) if meta else cls('gpt2')
+        return cls.load(folder)
+
     def _ids(self, text):
+        if self.kind == 'ids':
+            if not all(word.isdecimal() and int(word) < self.vocab_size for word in text.split()):
+                raise ValueError(f'this tokenizer has no text: write ids below {self.vocab_size}, like "0 5 17"')
+            return np.array(text.split(), np.uint16)
         if not text.isascii():  # the same replacement for all kinds; tiktoken has its own
             text = text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
         if self.kind == 'byte':
@@ -117,6 +132,8 @@ class Tokenizer:
 
     @functools.cached_property
     def _bytes(self):  # id -> bytes
+        if self.kind == 'ids':
+            return [b'%d ' % i for i in range(self.vocab_size)]
         if self.kind == 'byte':
             table = [bytes([i]) for i in range(255)]
         else:
@@ -152,12 +169,22 @@ def train_bpe(texts, vocab_size):
     learner.train_from_iterator(texts, trainers.BpeTrainer(
         vocab_size=vocab_size - 1, min_frequency=2, show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    # GPT-2's alphabet: a printable byte stands for itself, the n-th other byte for chr(256 + n)
+    vocab = json.loads(learner.to_str())['model']['vocab']
+    return Tokenizer('bpe', [from_letters(entry) for entry in sorted(vocab, key=vocab.get)])
+
+
+@functools.cache
+def letters():
+    """GPT-2's letter of each byte: a printable byte stands for itself, the n-th other byte for chr(256 + n)."""
     printable = [*range(0x21, 0x7f), *range(0xa1, 0xad), *range(0xae, 0x100)]
     others = [b for b in range(256) if b not in printable]
-    byte = {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
-    vocab = json.loads(learner.to_str())['model']['vocab']
-    return Tokenizer('bpe', [bytes(byte[c] for c in entry) for entry in sorted(vocab, key=vocab.get)])
+    return {b: chr(b) for b in printable} | {b: chr(256 + n) for n, b in enumerate(others)}
+
+
+def from_letters(entry):
+    """The bytes of an entry of a byte-level vocabulary. Raises KeyError for what is no letter of that."""
+    byte = {letter: b for b, letter in letters().items()}
+    return bytes(byte[c] for c in entry)
 
 
 def _check_ranks(ranks):  # tiktoken panics on ranks without some byte, and trusts the rest

@@ -10,7 +10,8 @@ from configurator import configure, fail
 # -----------------------------------------------------------------------------
 # input and output
 out_dir = 'out/{loss}'      # checkpoints and metrics.jsonl; {loss} stands for the loss's name
-init_from = 'scratch'       # scratch | resume (from out_dir) | a checkpoint file (its weights only)
+init_from = 'scratch'       # scratch | resume (from out_dir) | weights: a checkpoint file, ours or nanoGPT's; a
+                            # folder of Hugging Face's; gpt2, gpt2-medium, gpt2-large or gpt2-xl
 eval_interval = 250         # iterations between evaluations; each saves ckpt.pt, the best one best.pt
 eval_iters = 20             # batches of val.bin in an evaluation, always the same ones
 eval_only = False           # evaluate once and stop; writes nothing
@@ -26,6 +27,7 @@ dataset = 'tinystories/bpe' # a name under data/, or any folder with train.bin a
 batch_size = 8              # windows in a micro-batch (torchrun's processes share an iteration's windows)
 gradient_accumulation_steps = 1 # micro-batches in an iteration
 block_size = 256            # tokens in a window, the longest context
+vocab_size = 0              # ids in bins that came without a tokenizer (nanoGPT's with a meta.pkl); 0 = as the data says
 seed = 1337                 # of initialisation, data order, dropout and samples
 # -----------------------------------------------------------------------------
 # model
@@ -69,7 +71,7 @@ config = configure(globals(), rules=[
     'eval_interval >= 1', 'eval_iters >= 1', 'log_interval >= 1', 'keep_checkpoints >= 0',
     'sample_tokens >= 0',
     'batch_size >= 1', 'gradient_accumulation_steps >= 1', 'block_size >= 1', '0 <= seed < 2**32',
-    '1 <= n_layer <= 10_000', 'n_head >= 1', 'n_embd >= 1', 'n_embd % n_head == 0', '0 <= dropout < 1',
+    '0 <= vocab_size <= 65536', '1 <= n_layer <= 10_000', 'n_head >= 1', 'n_embd >= 1', 'n_embd % n_head == 0', '0 <= dropout < 1',
     "activation in ('gelu', 'gelu_tanh')",
     'squentropy_weight >= 0', 'mse_true_weight > 0', 'mse_target > 0',
     "optimizer in ('adamw', 'muon')", 'learning_rate > 0', 'muon_learning_rate >= 0',
@@ -114,10 +116,10 @@ try:
     device, dtype, autocast, why = machine.choose(device, dtype, processes.local_rank if processes.launched else None)
     compiled, why_compiled = machine.choose_compile(compile, device)
     folder = bins.find(dataset)
-    meta = bins.read_meta(folder)
+    meta = bins.read_meta(folder, vocab_size)
     train_data = bins.open_bin(folder, 'train', meta, block_size)
     val_data = bins.open_bin(folder, 'val', meta, block_size)
-    tokenizer = Tokenizer.load(folder) if meta else Tokenizer('gpt2')
+    tokenizer = Tokenizer.of_data(folder, meta)
     criterion = losses.make_loss(loss, tokenizer.vocab_size, **config)
     if sample_tokens:
         tokenizer.encode('')  # GPT-2's encoding may be out of reach: say so now
@@ -135,7 +137,6 @@ data = {'source': meta['source'] if meta else 'bins without meta.json, taken as 
 build = {'torch': str(torch.__version__), 'threads': torch.get_num_threads(), 'device': device_type, 'dtype': dtype,
          'compiled': compiled, 'processes': processes.world}  # what the last bits of a run depend on
 val_starts = bins.val_windows(len(val_data), block_size, eval_iters * batch_size)
-reported_scale = losses.reported_scale(loss, tokenizer.vocab_size)
 decay_end = (lr_decay_iters or max_iters) if decay_lr else math.inf
 tokens_per_iter = gradient_accumulation_steps * batch_size * block_size
 
@@ -160,6 +161,10 @@ else:
         fail(e)
     if changed:
         say(f"changed since this run was saved: {', '.join(changed)}")
+C = raw_model.config.vocab_size
+if C != tokenizer.vocab_size:  # a run of nanoGPT's is resumed, with ids that stand for nothing
+    criterion = losses.make_loss(loss, C, **config)
+reported_scale = losses.reported_scale(loss, C)
 raw_model.to(device)
 local_model = torch.compile(raw_model) if compiled else raw_model
 
@@ -204,7 +209,7 @@ def evaluate():
         x, y = read(val_data, val_starts[batches[i]:batches[i] + batch_size])
         with autocast:
             hidden = local_model(x)
-        scores = losses.score(criterion, hidden, raw_model.lm_head.weight, y, tokenizer.vocab_size)
+        scores = losses.score(criterion, hidden, raw_model.lm_head.weight, y, C)
         sums[i] = torch.stack(scores).cpu().double().sum(1)
     local_model.train()
     objective, nats = (processes.total(sums).sum(0) / (len(val_starts) * block_size)).tolist()
@@ -343,7 +348,7 @@ while True:
             number = micro_step * processes.world + processes.rank  # of the micro-batch in this iteration
             torch.manual_seed(rng.torch_seed(rng.DROPOUT, seed, iter_num, number))
         with autocast:
-            micro_loss = losses.mean_loss(criterion, model(x), raw_model.lm_head.weight, y, tokenizer.vocab_size)
+            micro_loss = losses.mean_loss(criterion, model(x), raw_model.lm_head.weight, y, C)
             micro_loss = micro_loss / micro_steps
         total += micro_loss.detach()
         x, y = train_batch(iter_num, micro_step + 1)

@@ -292,7 +292,7 @@ pinned = {}
 if not show:
     try:
         data = bins.find(base['dataset'])
-        meta = bins.read_meta(data)
+        meta = bins.read_meta(data, base['vocab_size'])
         vocab_size = meta['vocab_size'] if meta else 50257
         fingerprints = {split: bins.fingerprint(bins.open_bin(data, split, meta, base['block_size']))
                         for split in ('train', 'val')}
