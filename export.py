@@ -126,18 +126,18 @@ def measured():
 MEANING = {
     'softmax': 'Its logits are log-probabilities up to a constant: softmax is their link.',
     'own':
-        '{name} is a loss of its own; here its logits are read through softmax. If it has another link, this folder does '
-        'not hold it.',
+        '{name} is a loss of its own; here its logits are read through softmax. If it has another link, this folder '
+        'does not hold it.',
     'other':
         '**Softmax is not the link of {name}.** The probabilities it was trained for come from its logits by another '
         'formula, which transformers does not know. softmax(logits) has the same order, but other probabilities.',
     'calibrated':
-        'Softmax does best on val.bin at temperature {T:.4g}, which is folded into the final layer norm here: {nats:.4f} '
-        'nats a token. So a sampling temperature of 1 means probabilities as good as softmax can make them, and the '
-        'logits are those of the checkpoint divided by that temperature.',
+        'Softmax does best on val.bin at temperature {T:.4g}, which is folded into the final layer norm here: '
+        '{nats:.4f} nats a token. So a sampling temperature of 1 means probabilities as good as softmax can make '
+        'them, and the logits are those of the checkpoint divided by that temperature.',
     'fitted':
-        'Softmax does best on val.bin at temperature {T:.4g} ({nats:.4f} nats a token). So where you would sample a model '
-        'trained with cross-entropy at 0.8, sample this one at {cool:.3g}, as generation_config.json has it. '
+        'Softmax does best on val.bin at temperature {T:.4g} ({nats:.4f} nats a token). So where you would sample a '
+        'model trained with cross-entropy at 0.8, sample this one at {cool:.3g}, as generation_config.json has it. '
         '(`export.py --calibrate=True` folds the temperature in.)',
     'unknown': 'Which temperature it wants when it is sampled through softmax was not measured.'}
 

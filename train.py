@@ -27,7 +27,7 @@ dataset = 'tinystories/bpe' # a name under data/, or any folder with train.bin a
 batch_size = 8              # windows in a micro-batch (torchrun's processes share an iteration's windows)
 gradient_accumulation_steps = 1 # micro-batches in an iteration
 block_size = 256            # tokens in a window, the longest context
-vocab_size = 0              # ids in bins that came without a tokenizer (nanoGPT's with a meta.pkl); 0 = as the data says
+vocab_size = 0              # of bins without a tokenizer (nanoGPT's with a meta.pkl); 0 = as the data says
 seed = 1337                 # of initialisation, data order, dropout and samples
 # -----------------------------------------------------------------------------
 # model
