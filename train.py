@@ -68,12 +68,10 @@ compile = 'auto'            # auto | True | False: torch.compile, which takes a 
 # -----------------------------------------------------------------------------
 config = configure(globals(), rules=[
     ("out_dir != ''", 'choose another'),
-    'eval_interval >= 1', 'eval_iters >= 1', 'log_interval >= 1', 'keep_checkpoints >= 0',
-    'sample_tokens >= 0',
-    'batch_size >= 1', 'gradient_accumulation_steps >= 1', 'block_size >= 1', '0 <= seed < 2**32',
-    '0 <= vocab_size <= 65536', '1 <= n_layer <= 10_000', 'n_head >= 1', 'n_embd >= 1', 'n_embd % n_head == 0', '0 <= dropout < 1',
-    "activation in ('gelu', 'gelu_tanh')",
-    'squentropy_weight >= 0', 'mse_true_weight > 0', 'mse_target > 0',
+    'eval_interval >= 1', 'eval_iters >= 1', 'log_interval >= 1', 'keep_checkpoints >= 0', 'sample_tokens >= 0',
+    'batch_size >= 1', 'gradient_accumulation_steps >= 1', 'block_size >= 1', '0 <= vocab_size <= 65536',
+    '0 <= seed < 2**32', '1 <= n_layer <= 10_000', 'n_head >= 1', 'n_embd >= 1', 'n_embd % n_head == 0',
+    '0 <= dropout < 1', "activation in ('gelu', 'gelu_tanh')", 'squentropy_weight >= 0', 'mse_true_weight > 0', 'mse_target > 0',
     "optimizer in ('adamw', 'muon')", 'learning_rate > 0', 'muon_learning_rate >= 0',
     ("optimizer == 'muon' or not muon_learning_rate", 'add --optimizer=muon'),
     'max_iters >= 0', 'weight_decay >= 0', '0 <= beta1 < 1', '0 <= beta2 < 1', 'grad_clip >= 0',
