@@ -71,7 +71,8 @@ config = configure(globals(), rules=[
     'eval_interval >= 1', 'eval_iters >= 1', 'log_interval >= 1', 'keep_checkpoints >= 0', 'sample_tokens >= 0',
     'batch_size >= 1', 'gradient_accumulation_steps >= 1', 'block_size >= 1', '0 <= vocab_size <= 65536',
     '0 <= seed < 2**32', '1 <= n_layer <= 10_000', 'n_head >= 1', 'n_embd >= 1', 'n_embd % n_head == 0',
-    '0 <= dropout < 1', "activation in ('gelu', 'gelu_tanh')", 'squentropy_weight >= 0', 'mse_true_weight > 0', 'mse_target > 0',
+    '0 <= dropout < 1', "activation in ('gelu', 'gelu_tanh')",
+    'squentropy_weight >= 0', 'mse_true_weight > 0', 'mse_target > 0',
     "optimizer in ('adamw', 'muon')", 'learning_rate > 0', 'muon_learning_rate >= 0',
     ("optimizer == 'muon' or not muon_learning_rate", 'add --optimizer=muon'),
     'max_iters >= 0', 'weight_decay >= 0', '0 <= beta1 < 1', '0 <= beta2 < 1', 'grad_clip >= 0',
@@ -310,9 +311,9 @@ while True:
         progress['without_gain'] = 0 if nats < best_val_loss - min_delta else progress['without_gain'] + 1
         progress['last_eval'] = iter_num
         best_val_loss = min(best_val_loss, nats)
+        log(val_loss=objective, val_nats=nats, val_perplexity=perplexity(nats), best_val_loss=best_val_loss)
         say(f'iter {iter_num}: val loss {objective:.4f}, nats {nats:.4f} a token, '
             f'perplexity {perplexity(nats):.3f}' + ', the best so far' * better)
-        log(val_loss=objective, val_nats=nats, val_perplexity=perplexity(nats), best_val_loss=best_val_loss)
         if sample_tokens and here:
             show_sample()
         if better:
