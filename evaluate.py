@@ -28,10 +28,12 @@ seed = 1337                 # of the resamples
 # output
 json = False                # True: one JSON object on stdout in place of the table
 plots = ''                  # a folder for reliability.png and positions.png
+arrays = ''                 # a file.npz: sums of each story, calibration groups, nats by frequency of the token
 # -----------------------------------------------------------------------------
 configure(globals(), rules=[
     ("not (checkpoint and out_dir)", 'give the one or the other'), "split in ('val', 'test', 'train')",
     'stride >= 0', 'batch_size >= 1', '1 <= bootstrap <= 10**7', 'seed >= 0',
+    ("not arrays or arrays.endswith('.npz')", 'name it so'),
     ('not per_byte or compare', 'give a second checkpoint with --compare=FILE'),
     "device == 'auto' or device.split(':')[0] in ('cpu', 'cuda', 'mps')",
 ])
@@ -181,6 +183,34 @@ def score(run):
         'fitted_temperature': temperature.tolist(), 'fitted_mix': mix.tolist(), 'readings': readings}
 
 
+def save_arrays(run, path):
+    """What compare.py needs of a run beside its result, as arrays in a .npz file:
+
+    tokens (units,); nats, top1, brier (readings, units), sums of each; calibration (readings,
+    15, 3) of equal-mass groups: count, confidence, share correct; frequency (groups, 2 + readings): how often the
+    tokens of a group occur in train.bin (at least), how many were scored, and the sum of their nats.
+    """
+    here = run.data[split]
+    scored = here.unit >= 0
+    out = {'tokens': run.tokens, 'nats': [], 'top1': [], 'brier': [], 'calibration': []}
+    for name in scoring.READINGS:
+        f = run.figures[name]
+        out['nats'].append(run.sums[name]['nats'])
+        out['top1'].append(run.sums[name]['top1'])
+        out['brier'].append(np.bincount(here.unit[scored], f['brier'][scored], here.units))
+        groups = np.stack(metrics.calibration(f['confidence'][scored], f['top1'][scored], mass=True), 1)
+        out['calibration'].append(np.pad(groups, ((0, 15 - len(groups)), (0, 0))))
+    seen = np.bincount(bins.open_bin(run.folder, 'train', run.meta), minlength=run.tokenizer.vocab_size)
+    power = np.floor(np.log2(np.maximum(seen[here.tokens[scored]], 1))).astype(int)  # groups double
+    columns = [np.bincount(power, weights) for weights in
+               [None, *(run.figures[name]['nats'][scored] for name in scoring.READINGS)]]
+    out['frequency'] = np.column_stack([2.0 ** np.arange(power.max() + 1), *columns])
+    try:
+        np.savez_compressed(path, **out)
+    except OSError as e:
+        fail(f'--arrays={path} cannot be written: {e.strerror}; choose another')
+
+
 def check_paired(a, b):
     """Ends the run where the units of two checkpoints are not the same text."""
     here, there = a.data[split], b.data[split]
@@ -240,6 +270,8 @@ processes.part()
 if not processes.first:
     sys.exit()
 result = runs[0].result
+if arrays:
+    save_arrays(runs[0], arrays)
 if compare:
     result = {**result, 'compared': {**compared(*runs), 'other': runs[1].result}}
 

@@ -1,8 +1,10 @@
-"""Statistics of an evaluation, in numpy and nothing else: calibration, and what chance could have done.
+"""Statistics of an evaluation, in numpy and scipy: calibration, and what chance could have done.
 
 A unit is what was drawn from the world and would be drawn again: a story, not a token, since the
 tokens of a story rise and fall together.
 """
+import math
+
 import numpy as np
 
 import rng
@@ -65,6 +67,48 @@ def sign_flip(differences, resamples, seed):
         signs = 2.0 * generator.integers(2, size=(n, len(differences)), dtype=np.int8) - 1
         as_far += (abs(signs @ differences) >= seen).sum(0)
     return (as_far + 1) / (resamples + 1)
+
+
+def crossed_bootstrap(sums, sizes, resamples, seed, level=0.95):
+    """Percentile interval (2,) of the mean over runs of (sum of a run's sums) / (sum of sizes), where runs and units
+    are both drawn again, all runs seeing the same units (Owen 2007, the pigeonhole bootstrap).
+
+    sums (runs, units), sizes (units,).
+    """
+    generator = rng.generator(rng.RESAMPLE, seed, 2)
+    runs, units = sums.shape
+    means = []
+    for n in _chunks(resamples, units):
+        drawn = generator.integers(units, size=(n, units)) + units * np.arange(n)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=n * units).reshape(n, units)
+        ratios = (times @ sums.T) / (times @ sizes)[:, None]
+        means.append(np.take_along_axis(ratios, generator.integers(runs, size=(n, runs)), 1).mean(1))
+    tail = (1 - level) / 2
+    return np.quantile(np.concatenate(means), [tail, 1 - tail])
+
+
+def paired_t(differences, level=0.95, power=0.8):
+    """Student's t over pairs: {'mean', 'interval', 'p' (two-sided), 'detectable'}; None where one pair cannot say.
+
+    differences (n,). detectable: the smallest true difference that n pairs as noisy as these would find at
+    p < 1 - level with this power.
+    """
+    from scipy import optimize, stats
+    d = np.asarray(differences, np.float64)
+    n, mean = len(d), float(d.mean())
+    error = float(d.std(ddof=1)) / math.sqrt(n) if n > 1 else 0.0
+    if not error:  # one pair, or all alike
+        return {'mean': mean, 'interval': None, 'p': None, 'detectable': None}
+    critical = stats.t.ppf((1 + level) / 2, n - 1)
+
+    # the noncentral t, as a mean over quantiles of the spread that n pairs would show (scipy's own gives NaN at n = 2)
+    spread = np.sqrt(stats.chi2.ppf((np.arange(4000) + 0.5) / 4000, n - 1) / (n - 1))
+
+    def missed(delta):
+        return (stats.norm.cdf(delta - critical * spread) + stats.norm.cdf(-delta - critical * spread)).mean() - power
+    return {'mean': mean, 'interval': [mean - critical * error, mean + critical * error],
+            'p': float(2 * stats.t.sf(abs(mean) / error, n - 1)),
+            'detectable': float(optimize.brentq(missed, 0, 10 * critical)) * error}
 
 
 def _chunks(resamples, units):

@@ -8,7 +8,7 @@ config/space_default.py). What counts is nats a token on val.bin through the los
 trial: never the training objective, never test.bin. The same command again goes on with a search that was
 stopped or killed; started several times at once, the processes share it.
 """
-from configurator import configure, fail, settings_of
+from configurator import configure, fail
 
 # -----------------------------------------------------------------------------
 study = 'studies/{loss}_{optimizer}' # folder of its trials, tables and figures; the last part is its name
@@ -30,10 +30,8 @@ config = configure(globals(), also='train.py', rules=[
     ('iters or max_iters', 'give --iters')])
 import math
 import os
-import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 import warnings
@@ -52,57 +50,17 @@ from optuna.trial import TrialState
 
 import bins
 import runlog
+import runs
 import searched
 import spaces
 
-HERE = Path(__file__).resolve().parent
 HOST = socket.gethostname()
-DIVERGED = 3  # train.py's exit status
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings('ignore', category=optuna.exceptions.ExperimentalWarning)
 
 
 # -----------------------------------------------------------------------------
 # one trial: train.py as it is
-
-def train(settings, place, each_line=lambda line: True, **more):
-    """Run train.py: (exit status, the last line that it printed). each_line(line) -> False ends it at once."""
-    flags = {name: value for name, value in {**settings, 'sample_tokens': 0, **more}.items() if value != defaults[name]}
-    process = subprocess.Popen([sys.executable, str(HERE / 'train.py'), *(f'--{k}={v}' for k, v in flags.items())],
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace',
-                               env={**os.environ, **pinned})  # a broken pipe makes it save and end, should we be killed
-    last = ''
-    try:
-        with open(place / 'log.txt', 'a', encoding='utf-8') as log:
-            for line in process.stdout:
-                log.write(line)
-                last = line.strip() or last
-                if not each_line(line):
-                    process.kill()
-                    break
-        return process.wait(), last
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
-
-
-def speed(settings, place):
-    """Iterations a second, of a short run."""
-    place.mkdir(parents=True, exist_ok=True)
-    probe = place / 'probe'
-    status, last = train(settings, place, max_iters=21, out_dir=str(probe), eval_iters=1, log_interval=20,
-                         eval_interval=21)
-    if status not in (0, DIVERGED):
-        fail(f'train.py ended with status {status}: {last}')
-    lines = [line for line in runlog.entries(probe / 'metrics.jsonl') if 'loss' in line]
-    shutil.rmtree(probe)
-    return (lines[1]['iter'] - lines[0]['iter']) / (lines[1]['seconds'] - lines[0]['seconds']) if len(lines) > 1 else 0
-
-
-def tokens_per_iter(settings):
-    return settings['batch_size'] * settings['gradient_accumulation_steps'] * settings['block_size']
-
 
 def evaluated(place):
     """The evaluations of a run until now."""
@@ -114,8 +72,8 @@ def run_trial(trial, place):
     settings = {**base, **trial.params}
     n = trial.user_attrs.get('iters')
     if not n:
-        n = int(speed(settings, place) * budget_seconds) if budget_seconds else \
-            round(base_iters * tokens_per_iter(base) / tokens_per_iter(settings))
+        n = int(runs.speed(settings, place, threads) * budget_seconds) if budget_seconds else \
+            round(base_iters * runs.tokens_per_iter(base) / runs.tokens_per_iter(settings))
         trial.set_user_attr('iters', n := max(n, evaluations))
     resume = (place / 'ckpt.pt').exists()
     for name in ('metrics.jsonl', 'best.pt') if not resume else ():  # of one that was killed before it saved
@@ -132,14 +90,15 @@ def run_trial(trial, place):
                     state = TrialState.PRUNED
         return state is TrialState.COMPLETE
 
-    status, last = train(settings, place, look, max_iters=n, out_dir=str(place), eval_interval=-(-n // evaluations),
-                         eval_iters=max(1, base['eval_iters'] * base['batch_size'] // settings['batch_size']),
-                         **{'init_from': 'resume'} if resume else {})
+    status, last = runs.train(settings, place, look, threads, max_iters=n, out_dir=str(place),
+                              eval_interval=-(-n // evaluations),
+                              eval_iters=max(1, base['eval_iters'] * base['batch_size'] // settings['batch_size']),
+                              **{'init_from': 'resume'} if resume else {})
     seconds = max((line['seconds'] for line in runlog.entries(place / 'metrics.jsonl')), default=0)
     trial.set_user_attr('seconds', round(seconds, 1))
     if state is TrialState.PRUNED:
         return state, None
-    if status == DIVERGED:  # a result: as bad as a uniform guess, or as its last evaluation
+    if status == runs.DIVERGED:  # a result: as bad as a uniform guess, or as its last evaluation
         trial.set_user_attr('diverged', True)
         return state, max([math.log(vocab_size), *(line['val_nats'] for line in evaluated(place)[-1:])])
     if status:
@@ -254,15 +213,15 @@ def open_study(open_it):
 def begin():
     """Open the study, or make it: (study, iterations, what is searched). Exits where it is another search's."""
     opened = open_study(lambda **where: optuna.create_study(**where, load_if_exists=True))
-    budget = {'seconds': budget_seconds, 'threads': int(pinned['OMP_NUM_THREADS'])} if budget_seconds else \
+    budget = {'seconds': budget_seconds, 'threads': threads} if budget_seconds else \
         {'iterations': iters or base['max_iters']}
     n = budget.get('iterations') or opened.user_attrs.get('iterations') or \
-        max(1, int(speed(base, folder / 'trials') * budget_seconds))
-    space_of = spaces.read(space, {**base, 'max_iters': n}, defaults, rules)
+        max(1, int(runs.speed(base, folder / 'trials', threads) * budget_seconds))
+    space_of = spaces.read(space, {**base, 'max_iters': n}, runs.DEFAULTS, runs.RULES)
     points = spaces.grid(space_of) if sampler == 'grid' else [spaces.starting_point(space_of, base)]
     if sampler == 'grid' and len(points) > trials:
         raise ValueError(f'--space={space} is a grid of {len(points)} points; give --trials={len(points)}')
-    wanted = {'settings': {name: value for name, value in base.items() if value != defaults[name]
+    wanted = {'settings': {name: value for name, value in base.items() if value != runs.DEFAULTS[name]
                            and name not in spaces.OURS and not name.startswith('wandb_')},
               'space': {name: spaces.text(d) for name, d in space_of.items()}, 'budget': budget, 'data': fingerprints,
               'search': {'sampler': sampler, 'sampler_seed': sampler_seed, 'prune': prune, 'evaluations': evaluations}}
@@ -276,19 +235,18 @@ def begin():
     opened.set_user_attr('iterations', n)
     opened.set_user_attr('about', f'{base["loss"]} with {base["optimizer"]}, trials of ' + (
         f'{budget_seconds:g} s with {budget["threads"]} threads' if budget_seconds else
-        f'{n:,} iterations of {tokens_per_iter(base):,} tokens') +
+        f'{n:,} iterations of {runs.tokens_per_iter(base):,} tokens') +
         f', sampler {sampler}, seed {sampler_seed}, data {meta["source"] if meta else data}')
     opened.set_user_attr('search', wanted)
     return opened, n, space_of
 
 
-defaults, rules = settings_of(HERE / 'train.py')
 for arg in sys.argv[1:]:
     if (name := arg.removeprefix('--').partition('=')[0]) in spaces.OURS:
         fail(f'{arg}: tune.py sets {name} itself, for every trial')
-base = {name: config[name] for name in defaults}
+base = {name: config[name] for name in runs.DEFAULTS}
 folder = Path(study.replace('{loss}', base['loss']).replace('{optimizer}', base['optimizer']))
-pinned = {}
+threads = 0  # as the environment says
 if not show:
     try:
         data = bins.find(base['dataset'])
@@ -299,7 +257,7 @@ if not show:
         (folder / 'trials').mkdir(parents=True, exist_ok=True)
         if budget_seconds:
             import torch
-            pinned = {'OMP_NUM_THREADS': str(torch.get_num_threads())}
+            threads = torch.get_num_threads()
             alone = FileLock(folder / 'alone', timeout=0)
             alone.acquire()
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,0 +1,357 @@
+"""Compare losses: each is trained with each seed by train.py and scored by evaluate.py; a table, figures, stories.
+
+    python compare.py --losses=cross_entropy,squentropy,mse --seeds=3 --budget=iters:1000
+    python compare.py --name=alpha --losses=cross_entropy,squentropy:squentropy_weight=0.1 --seeds=8
+
+The losses are paired by seed: the same initialisation, the same windows in the same order. Each has its own
+config file (--each) with the hyperparameters it was tuned to; settings and config files of train.py that are
+given here come after it, for all losses, and those behind a loss's name last. What differs from the first loss is
+told over seeds. The same command again goes on with a study that was stopped: finished runs are kept.
+"""
+import sys
+
+from configurator import configure, fail, printable
+
+# -----------------------------------------------------------------------------
+name = 'comparison'         # results/<name> is written, its runs under results/<name>/runs
+losses = 'cross_entropy,squentropy,mse' # the first is the one that the others are compared with; loss:key=value:...
+seeds = 3                   # of initialisation and data order, for each loss
+first_seed = 1              # they are first_seed, first_seed + 1, ...
+budget = ''                 # of each run: iters:N | tokens:N | seconds:N of training; '' = max_iters
+each = 'config/train_tinystories_{loss}.py' # the config file of each loss; '' = none
+reading = 'link'            # softmax | link | fitted: declared before, it decides; the others stand beside it
+split = 'val'               # val | test (for the last word only)
+evaluations = 8             # of each run, for the curves
+bootstrap = 9999            # resamples behind the intervals over seeds and stories
+num_samples = 2             # stories of each loss, of the first seed
+start = 'One day, a little girl named Lily' # how they begin; '' = a new story
+# -----------------------------------------------------------------------------
+
+
+def split_arguments(own):
+    """(arguments of this script, arguments of train.py), by whose settings they are."""
+    mine, rest, argv = [], [], sys.argv[1:]
+    while argv:
+        arg = argv.pop(0)
+        key, equals, _ = arg.removeprefix('--').partition('=')
+        pair = [arg] + ([argv.pop(0)] if arg.startswith('--') and not equals and argv and argv[0][:2] != '--' else [])
+        (mine if key in own or key in ('help', '-h') else rest).extend(pair)
+    return mine, rest
+
+
+own, others = split_arguments({key for key in globals() if key[0] != '_'})
+configure(globals(), argv=own, rules=[
+    ("name != '' and '/' not in name and name[0] != '.'", 'choose another'), "losses != ''", '1 <= seeds <= 1000',
+    '0 <= first_seed < 2**31', "reading in ('softmax', 'link', 'fitted')", "split in ('val', 'test')",
+    'evaluations >= 1', 'bootstrap >= 1', 'num_samples >= 0'])
+import json
+import os
+import platform
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+import interrupts
+
+interrupts.quiet('lower --batch_size')
+
+import numpy as np
+
+import bins
+import metrics
+import runlog
+import runs
+
+HERE = Path(__file__).resolve().parent
+FOLDER = Path('results') / name
+READINGS = ('softmax', 'link', 'fitted')
+SET_HERE = ('out_dir', 'seed', 'loss', 'eval_interval', 'eval_only', 'init_from', 'sample_tokens')
+
+
+# -----------------------------------------------------------------------------
+# what is compared
+
+def arms():
+    """{name of the arm: settings of train.py}. Exits with one line for a mistake."""
+    for arg in others:
+        if (key := arg.removeprefix('--').partition('=')[0]) in SET_HERE:
+            fail(f'{arg}: compare.py sets {key} itself, for every run', status=2)
+    found = {}
+    for arm in losses.split(','):
+        loss, *more = arm.strip().split(':')
+        settings = {**runs.DEFAULTS, '__file__': str(runs.TRAIN)}
+        flags = [f'--{setting}' for setting in more]
+        if any('=' not in flag for flag in flags):
+            fail(f'--losses={losses}: {arm} is not written loss:key=value:key=value', status=2)
+        argv = [each.replace('{loss}', loss)] * bool(each) + others + flags + [f'--loss={loss}']
+        if arm in found:
+            fail(f'--losses={losses} has {arm} twice', status=2)
+        found[arm.strip()] = configure(settings, runs.RULES, argv)
+    return found
+
+
+def iterations(settings, arm):
+    """Of a run with this budget; the speed behind a budget of seconds is measured once, and kept."""
+    kind, _, amount = budget.partition(':')
+    if not budget:
+        return settings['max_iters']
+    try:
+        amount = float(amount)
+        if kind not in ('iters', 'tokens', 'seconds') or not 1 <= amount < 2**53:
+            raise ValueError
+    except ValueError:
+        fail(f'--budget={budget} is not iters:N, tokens:N or seconds:N', status=2)
+    if kind == 'seconds':
+        kept = FOLDER / 'speeds.json'
+        speeds = json.loads(kept.read_text()) if kept.exists() else {}
+        if arm not in speeds:
+            speeds[arm] = runs.speed(settings, FOLDER / 'runs')
+            kept.write_text(json.dumps(speeds))
+        return max(1, int(speeds[arm] * amount))
+    return max(1, round(amount if kind == 'iters' else amount / runs.tokens_per_iter(settings)))
+
+
+def place_of(arm, seed):
+    return FOLDER / 'runs' / f'{arm.replace(":", "_").replace("=", "_")}-{seed}'
+
+
+# -----------------------------------------------------------------------------
+# a run
+
+def train(arm, settings, seed):
+    """Train it, from its last checkpoint where there is one, unless it has ended. False where it diverged."""
+    place, n = place_of(arm, seed), settings['max_iters']
+    if (place / 'diverged').exists():
+        return False
+    lines = list(runlog.entries(place / 'metrics.jsonl'))
+    if lines and lines[-1]['iter'] >= n and (place / 'ckpt.pt').exists():
+        return True
+    resume = {'init_from': 'resume'} if (place / 'ckpt.pt').exists() else {}
+    status, last = runs.train(settings, place, seed=seed, out_dir=str(place), eval_interval=-(-n // evaluations),
+                              **resume)
+    if status == runs.DIVERGED:
+        (place / 'diverged').write_text(last)
+        return False
+    if status > 128:
+        stop(status - 128, None)
+    if status:
+        fail(f'{arm}, seed {seed}: train.py ended with status {status} ({last}); see {place}/log.txt')
+    return True
+
+
+def evaluate(arm, seed):
+    """What evaluate.py says of the run's last checkpoint, a dict, and its arrays."""
+    place = place_of(arm, seed)
+    said, arrays = place / f'{split}.json', place / f'{split}.npz'
+    if not said.exists():
+        flags = [f'--checkpoint={place}/ckpt.pt', f'--split={split}', '--json=True', f'--arrays={arrays}',
+                 '--bootstrap=99']
+        done = subprocess.run([sys.executable, str(HERE / 'evaluate.py'), *flags], capture_output=True, text=True)
+        if done.returncode:
+            fail(f'{arm}, seed {seed}: {done.stderr.strip().removeprefix("error: ")}')
+        partial = said.with_suffix('.partial')
+        partial.write_text(done.stdout)
+        os.replace(partial, said)
+    return json.loads(said.read_text()), np.load(arrays)
+
+
+def tell(arm):
+    """Stories of the first seed, from the loss's own reading."""
+    flags = [f'--out_dir={place_of(arm, first_seed)}', f'--num_samples={num_samples}', f'--start={start}',
+             '--max_new_tokens=200']
+    done = subprocess.run([sys.executable, str(HERE / 'sample.py'), *flags], capture_output=True, text=True)
+    return done.stdout if done.returncode == 0 else done.stderr
+
+
+def stop(number, _):
+    interrupts.say('stopped; the same command goes on with this study')
+    raise SystemExit(128 + number)
+
+
+# -----------------------------------------------------------------------------
+# what came out
+
+MEASURES = {'nats': 'nats a token', 'top1': 'top-1 accuracy', 'brier': 'Brier score', 'ece_mass': 'ECE'}
+
+
+def differences(done):
+    """{arm: {measure: paired_t of the differences to the first arm over seeds}}, in the declared reading; for nats and
+    top1 also an interval over seeds and stories, 'crossed', and with 8 seeds or more a sign-flip p, 'flip'."""
+    base, *rest = done
+    out = {}
+    for arm in rest:
+        common = [seed for seed in done[arm] if seed in done[base]]
+        out[arm] = {'seeds': len(common)}
+        for measure in MEASURES if common else ():
+            d = np.array([done[arm][seed][0]['readings'][reading][measure] -
+                          done[base][seed][0]['readings'][reading][measure] for seed in common])
+            out[arm][measure] = metrics.paired_t(d)
+            if len(d) >= 8:
+                out[arm][measure]['flip'] = float(metrics.sign_flip(d[:, None], 99_999, 1)[0])
+            if measure in ('nats', 'top1', 'brier'):
+                i = READINGS.index(reading)
+                sums = np.stack([done[arm][seed][1][measure][i] - done[base][seed][1][measure][i] for seed in common])
+                out[arm][measure]['crossed'] = metrics.crossed_bootstrap(
+                    sums, done[base][common[0]][1]['tokens'], bootstrap, 1).tolist()
+    return out
+
+
+def table(done, settings, against, about):
+    """table.md as text."""
+    text = f'# {name}\n\n{about}\n\nDeclared before: the reading is {reading}, the unit is the seed, losses are ' \
+           'paired by seed, and the last checkpoint of each run counts. Means over seeds (standard deviation).\n\n' \
+           '| | seeds | '
+    text += f'{reading}: ' + ' | '.join(MEASURES.values()) + ' | softmax: nats | fitted: nats | seconds |\n|'
+    text += '---|' * 9 + '\n'
+    for arm, runs_of in done.items():
+        cells = [arm, str(len(runs_of)) + (f' of {seeds}, the others diverged' if len(runs_of) < seeds else '')]
+        for key, measure in [*((reading, measure) for measure in MEASURES), ('softmax', 'nats'), ('fitted', 'nats')]:
+            x = np.array([result['readings'][key][measure] for result, _ in runs_of.values()])
+            spread = f' ({x.std(ddof=1):.4f})' if len(x) > 1 else ''
+            cells.append(f'{x.mean():.4f}{spread}' if len(x) else '')
+        spent = [max(line['seconds'] for line in runlog.entries(place_of(arm, seed) / 'metrics.jsonl'))
+                 for seed in runs_of]
+        text += '| ' + ' | '.join([*cells, f'{np.mean(spent):.0f}' if spent else '']) + ' |\n'
+    first = next(iter(done))
+    for arm, of in against.items():
+        text += f'\n## {arm} less {first}, {of["seeds"]} seeds\n\n| | difference | 95 % over seeds (t) | p (t) | ' \
+                '95 % over seeds and stories | smallest that would have been seen (80 %) |\n|---|---|---|---|---|---|\n'
+        for measure, title in MEASURES.items():
+            if (d := of.get(measure)) is None:
+                continue
+            cells = [f'{d["mean"]:+.4f}', span(d['interval']), '' if d['p'] is None else f'{d["p"]:.4f}' + (
+                f' (sign flips {d["flip"]:.4f})' if 'flip' in d else ''), span(d.get('crossed')),
+                '' if d['detectable'] is None else f'{d["detectable"]:.4f}']
+            text += f'| {title} | ' + ' | '.join(cells) + ' |\n'
+    text += '\n## Settings\n\n'
+    for arm, all_settings in settings.items():
+        given = {key: x for key, x in all_settings.items() if x != runs.DEFAULTS[key] and key not in SET_HERE}
+        text += f'- {arm}: ' + (', '.join(f'{key}={x}' for key, x in given.items()) or 'the defaults') + '\n'
+    return text
+
+
+def span(interval):
+    return '' if interval is None else f'[{interval[0]:+.4f}, {interval[1]:+.4f}]'
+
+
+def figures(done):
+    """curves.png: nats on val.bin against tokens and seconds; calibration.png; frequency.png."""
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout='constrained')
+    low = []
+    for color, arm in enumerate(done):
+        of_seed = [[line for line in runlog.entries(place_of(arm, seed) / 'metrics.jsonl') if 'val_nats' in line][1:]
+                   for seed in done[arm]]
+        if not of_seed:
+            continue
+        nats = np.array([[line['val_nats'] for line in lines] for lines in of_seed])
+        low += [nats.min(), np.median(nats[:, 0])]
+        for axis, key in zip(axes, ('tokens', 'seconds'), strict=True):
+            x = np.mean([[line[key] for line in lines] for lines in of_seed], axis=0)
+            axis.plot(x, nats.mean(0), color=f'C{color}', marker='o', markersize=3, label=f'{arm} ({len(nats)} seeds)')
+            axis.fill_between(x, nats.min(0), nats.max(0), color=f'C{color}', alpha=0.2, linewidth=0)
+    for axis, key in zip(axes, ('tokens', 'seconds'), strict=True):
+        axis.set(xlabel=f'{key} of training')
+        axis.set_xlim(left=0)
+    axes[0].set(ylabel='nats a token, fixed windows of val.bin, link reading')
+    axes[0].legend(title='mean; band: least to most', fontsize=8)
+    figure.savefig(FOLDER / 'curves.png', dpi=110)
+
+    shown = {arm: of for arm, of in done.items() if of}
+    figure, axes = plt.subplots(1, len(shown), figsize=(4.2 * len(shown), 4.2), squeeze=False, layout='constrained')
+    for axis, (arm, of) in zip(axes[0], shown.items(), strict=True):
+        axis.plot([0, 1], [0, 1], color='0.7', linewidth=1)
+        for i, which in enumerate(READINGS):
+            for k, (result, arrays) in enumerate(of.values()):
+                count, confidence, correct = arrays['calibration'][i].T
+                axis.plot(confidence[count > 0], correct[count > 0], color=f'C{i}', linewidth=1,
+                          label=f'{which}, ECE {result["readings"][which]["ece_mass"]:.3f}' if not k else None)
+        axis.set(title=arm, xlabel='confidence', ylabel='share correct', xlim=(0, 1), ylim=(0, 1), aspect='equal')
+        axis.legend(fontsize=8)
+    figure.savefig(FOLDER / 'calibration.png', dpi=110)
+
+    figure, axis = plt.subplots(figsize=(6.5, 4.2), layout='constrained')
+    for color, (arm, of) in enumerate(done.items()):
+        for k, (_, arrays) in enumerate(of.values()):
+            seen, scored, *sums = arrays['frequency'].T
+            there = scored > 0
+            axis.plot(seen[there], sums[READINGS.index(reading)][there] / scored[there], color=f'C{color}', marker='o',
+                      markersize=3, linewidth=1, label=None if k else arm)
+    axis.set(xscale='log', xlabel='how often the token is in train.bin (groups double)',
+             ylabel=f'nats a token, {reading}')
+    axis.legend()
+    figure.savefig(FOLDER / 'frequency.png', dpi=110)
+    plt.close('all')
+
+
+def report(settings, about, wanted):
+    """Write table.md, results.json, the figures and stories.md of the runs that are there."""
+    done = {arm: {seed: evaluate(arm, seed) for seed in range(first_seed, first_seed + seeds)
+                  if not (place_of(arm, seed) / 'diverged').exists()} for arm in settings}
+    against = differences(done)
+    (FOLDER / 'table.md').write_text(text := table(done, settings, against, about), encoding='utf-8')
+    (FOLDER / 'results.json').write_text(json.dumps({
+        'about': about, 'plan': wanted, 'differences': against,
+        'runs': {arm: {str(seed): result for seed, (result, _) in of.items()} for arm, of in done.items()}}, indent=1))
+    figures(done)
+    if num_samples:
+        told = '\n'.join(f'## {arm}\n\n```\n{tell(arm)}```\n' for arm in done if first_seed in done[arm])
+        (FOLDER / 'stories.md').write_text(f'# Stories of seed {first_seed}, as they came\n\n{told}', encoding='utf-8')
+    for line in text.splitlines():
+        interrupts.say(line)
+    interrupts.say(f'in {FOLDER}: table.md, results.json, curves.png, calibration.png, frequency.png' +
+                   ', stories.md' * bool(num_samples))
+
+
+settings = arms()
+try:
+    one = next(iter(settings.values()))
+    folder = bins.find(one['dataset'])
+    meta = bins.read_meta(folder, one['vocab_size'])
+    fingerprints = {part: bins.fingerprint(bins.open_bin(folder, part, meta)) for part in ('train', 'val', split)}
+    (FOLDER / 'runs').mkdir(parents=True, exist_ok=True)
+    lock = FileLock(FOLDER / 'lock', timeout=0)
+    lock.acquire()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    for arm in settings:
+        settings[arm]['max_iters'] = iterations(settings[arm], arm)
+except Timeout:
+    fail(f'--name={name}: another compare.py is at work in {FOLDER}; wait for its end, or choose another')
+except (FileExistsError, NotADirectoryError, PermissionError):
+    fail(f'--name={name}: {FOLDER} cannot be used; choose another')
+except (OSError, ValueError) as e:
+    fail(e)
+wanted = {'settings': {arm: {key: x for key, x in all_settings.items() if key not in SET_HERE and key != '__file__'}
+                       for arm, all_settings in settings.items()}, 'data': fingerprints}
+plan = FOLDER / 'plan.json'
+if plan.exists():
+    old = json.loads(plan.read_text())
+    changed = [f'{arm}: {key} {old["settings"][arm].get(key)} -> {x}' for arm, new in wanted['settings'].items()
+               if arm in old['settings'] for key, x in new.items() if old['settings'][arm].get(key) != x]
+    changed += ['the data'] * any(old['data'].get(part, x) != x for part, x in fingerprints.items())
+    if changed:
+        fail(f'--name={name} is another study: {", ".join(changed[:5])}; choose another')
+    wanted = {'settings': {**old['settings'], **wanted['settings']}, 'data': {**old['data'], **fingerprints}}
+plan.write_text(json.dumps(wanted, indent=1))
+started, finished, left = time.time(), 0, seeds * len(settings)
+for seed in range(first_seed, first_seed + seeds):
+    for arm in settings:
+        fine = train(arm, settings[arm], seed)
+        finished, left = finished + 1, left - 1
+        said = f'{evaluate(arm, seed)[0]["readings"][reading]["nats"]:.4f} nats' if fine else 'diverged'
+        interrupts.say(printable(f'{arm}, seed {seed}: {said}; {left} runs left, about '
+                                 f'{(time.time() - started) / finished * left / 60:.0f} min'))
+tokens = {arm: of['max_iters'] * runs.tokens_per_iter(of) for arm, of in settings.items()}
+each_tokens = ', '.join(f'{arm} {count:,}' for arm, count in tokens.items())
+about = f'Data: {meta["source"] if meta else folder}' + ', SYNTHETIC stories' * bool(meta and meta['synthetic']) + \
+    f', {split}.bin. Tokens of training a run: ' + \
+    (f'{tokens[arm]:,}' if len(set(tokens.values())) == 1 else each_tokens) + f' ({budget})' * bool(budget) + \
+    f'. Machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores, OMP_NUM_THREADS ' \
+    f'{os.environ.get("OMP_NUM_THREADS", "not set")}, {time.strftime("%Y-%m-%d")}.'
+report(settings, about, wanted)
