@@ -166,9 +166,9 @@ def restore(checkpoint, device='cpu', dropout=0.0):
                 raise ValueError(f'{name}={args[name]!r}')
         model = build(GPTConfig(**args), checkpoint['model'])
         tokenizer = Tokenizer.from_dict(checkpoint['tokenizer'])
-        # nanoGPT's models have 50,304 ids, of which GPT-2's encoding knows the first 50,257
+        # nanoGPT's models have 50,304 ids, of which GPT-2's encoding knows the first 50,257; others pad theirs too
         if tokenizer.vocab_size > model.config.vocab_size or \
-                tokenizer.vocab_size < model.config.vocab_size and tokenizer.kind != 'gpt2':
+                tokenizer.vocab_size < model.config.vocab_size and tokenizer.kind == 'ids':
             raise ValueError(f'{tokenizer.vocab_size} tokens, a model of {model.config.vocab_size}')
         name, numbers = checkpoint['loss']['name'], checkpoint['loss']['numbers']
         if numbers is None:
@@ -279,12 +279,12 @@ def begin(checkpoint, resume, config, data, machine, tokenizer):
 def cropped(checkpoint, size):
     """The checkpoint with no more than `size` ids, since a new run's classes are those of its tokenizer."""
     args, weights = checkpoint['model_args'], checkpoint['model']
-    if type(args.get('vocab_size')) is not int or args['vocab_size'] <= size or \
-            not floats(weights.get('transformer.wte.weight')):
-        return checkpoint
-    names = 'transformer.wte.weight', 'lm_head.weight'
-    return checkpoint | {'model_args': args | {'vocab_size': size}, 'model': weights | {
-        name: weights[name][:size].clone() for name in names if floats(weights.get(name))}}
+    both = {name: weights.get(name) for name in ('transformer.wte.weight', 'lm_head.weight')}
+    if type(size) is not int or type(args.get('vocab_size')) is not int or not 0 < size < args['vocab_size'] or \
+            not all(floats(w) and w.dim() == 2 for w in both.values()):
+        return checkpoint  # restore() says what is wrong with it
+    return checkpoint | {'model_args': args | {'vocab_size': size},
+                         'model': weights | {name: w[:size].clone() for name, w in both.items()}}
 
 
 def resume(checkpoint, optimizer, scaler):

@@ -24,6 +24,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import interrupts
@@ -107,7 +108,12 @@ def measured():
     """What evaluate.py says of the checkpoint on val.bin, a dict; {} where the data is not here."""
     try:
         if figures:
-            return json.loads(Path(figures).read_text(encoding='utf-8'))
+            result = json.loads(Path(figures).read_text(encoding='utf-8'))
+            [r[key] + 0 for r in result['readings'].values() for key in COLUMNS]  # so that the card can be made
+            was, is_ = [result[key] for key in ('loss', 'iteration')], [loaded['loss']['name'], loaded['iter_num']]
+            if was != is_ or not all(result.get(key) for key in ('split', 'source', 'tokens')):
+                raise ValueError(f'of {was[0]} at iteration {was[1]}, this is {is_[0]} at {is_[1]}')
+            return result
         name = dataset or loaded['config'].get('dataset', '')
         if not name or not (dataset or find(name)):
             return {}
@@ -117,12 +123,14 @@ def measured():
         if done.returncode:
             raise ValueError(done.stderr.strip().removeprefix('error: '))
         return json.loads(done.stdout)
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         if figures:
-            fail(f'--figures={figures} cannot be used ({e}); make it with: python evaluate.py --json=True > FILE')
+            fail(f'--figures={figures} cannot be used ({type(e).__name__}: {e}); make it with: '
+                 f'python evaluate.py --checkpoint={checkpoint} --json=True > FILE')
         fail(e)
 
 
+COLUMNS = {'nats': 'nats a token', 'perplexity': 'perplexity', 'top1': 'top-1', 'brier': 'Brier', 'ece_mass': 'ECE'}
 MEANING = {
     'softmax': 'Its logits are log-probabilities up to a constant: softmax is their link.',
     'own':
@@ -167,11 +175,10 @@ Iteration {loaded['iter_num']:,}, trained on {source}.
     if not result:
         return text + '\n\nNot measured: its data was not on the machine that wrote this.\n'
     text += f"\n\nMeasured by evaluate.py on {result['split']}.bin ({result['source']}), {result['tokens']:,} tokens"
-    text += ', before calibration' * calibrate + ':\n\n| reading | nats a token | perplexity | top-1 | Brier | ECE |\n'
-    text += '|---|---|---|---|---|---|\n'
+    text += ', before calibration' * calibrate + ':\n\n| reading | ' + ' | '.join(COLUMNS.values()) + ' |\n'
+    text += '|---' * (1 + len(COLUMNS)) + '|\n'
     for reading, r in result['readings'].items():
-        text += f"| {reading} | {r['nats']:.4f} | {r['perplexity']:.3f} | {r['top1']:.4f} | {r['brier']:.4f} | " \
-                f"{r['ece_mass']:.4f} |\n"
+        text += f'| {reading} | ' + ' | '.join(f'{r[key]:.4f}' for key in COLUMNS) + ' |\n'
     return text
 
 
@@ -182,12 +189,14 @@ except ImportError:
     fail('export.py writes with the package transformers, which is not installed; pip install transformers')
 logging.set_verbosity_error()
 logging.disable_progress_bar()
-target, aside = Path(to), Path(f'{to.rstrip("/")}.partial')
+target = Path(to)
 if target.exists() and (not target.is_dir() or any(target.iterdir())):
     fail(f'--to={to} is there already, and not empty; choose another, or delete it')
 try:
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)  # now: measuring may take long
+    target.absolute().parent.mkdir(parents=True, exist_ok=True)
+    # now, since measuring may take long
+    aside = Path(tempfile.mkdtemp(prefix=f'{target.name}.', dir=target.absolute().parent))
+    aside.chmod(0o755)
 except OSError as e:
     fail(f'--to={to} cannot be made ({e.strerror}); choose another')
 
@@ -199,7 +208,7 @@ try:
         bins.find(dataset)
     machine.keep_memory()
     loaded = checkpoints.load(checkpoint)
-    model, tokenizer, loss = checkpoints.restore(checkpoints.cropped(loaded, loaded['tokenizer'].get('vocab_size', 0)))
+    model, tokenizer, loss = checkpoints.restore(checkpoints.cropped(loaded, loaded['tokenizer'].get('vocab_size')))
     temperature, fitted_nats = None, None
     states = None if losses.is_softmax(loss) and not calibrate else val_states()
     if calibrate and states is None:
@@ -238,5 +247,6 @@ finally:
 print(f'{target}: ' + ', '.join(sorted(path.name for path in target.iterdir())))
 if tokenizer.kind == 'ids':
     print('no tokenizer: the run was trained on ids that came without one')
-print(f"read a story: python -c \"from transformers import pipeline; print(pipeline('text-generation', '{target}')"
-      "('Once upon a time')[0]['generated_text'])\"")
+else:
+    print(f"read a story: python -c \"from transformers import pipeline; print(pipeline('text-generation', '{target}')"
+          "('Once upon a time')[0]['generated_text'])\"")

@@ -15,6 +15,7 @@ dataset = 'tinystories/bpe' # a name under data/, or a folder with bins
 max_iters = 2000            # of the plain way
 learning_rate = 4e-3        # of the plain way: AdamW, cosine to a tenth
 faster = 3.0                # train.py has so many times less time
+vocab_size = 0              # of bins without a tokenizer, as in train.py
 flags = ''                  # more settings for train.py, separated by spaces
 batch_size = 8              # windows in an iteration of the plain way
 own_batch_size = 8          # and of train.py
@@ -62,7 +63,7 @@ except ValueError as e:
     fail(f'--flags={flags}: {e}')
 try:
     folder = bins.find(dataset)
-    meta = bins.read_meta(folder)
+    meta = bins.read_meta(folder, vocab_size)
     train_data, val_data = (bins.open_bin(folder, split, meta, SHAPE['block_size']) for split in ('train', 'val'))
     Path(out_dir).mkdir(parents=True, exist_ok=True)
 except (FileExistsError, NotADirectoryError, PermissionError):
@@ -111,6 +112,7 @@ def plain_way():
 def train(iterations, folder, every):
     """The metrics of a run of train.py."""
     command = [sys.executable, str(HERE / 'train.py'), *more_flags, f'--dataset={dataset}', f'--out_dir={folder}',
+               f'--vocab_size={vocab_size}',
                f'--seed={seed}', *(f'--{key}={value}' for key, value in SHAPE.items()), f'--max_iters={iterations}',
                f'--batch_size={own_batch_size}', f'--eval_iters={eval_windows // own_batch_size}', '--sample_tokens=0',
                f'--eval_interval={every}', '--log_interval=10', '--eval_only=False', '--init_from=scratch',

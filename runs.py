@@ -45,8 +45,10 @@ def speed(settings, place, threads=0):
     if status not in (0, DIVERGED):
         fail(f'train.py ended with status {status}: {last}')
     lines = [line for line in runlog.entries(probe / 'metrics.jsonl') if 'loss' in line]
-    shutil.rmtree(probe)
-    return (lines[1]['iter'] - lines[0]['iter']) / (lines[1]['seconds'] - lines[0]['seconds']) if len(lines) > 1 else 0
+    shutil.rmtree(probe, ignore_errors=True)
+    if status == DIVERGED:
+        return 0
+    return (lines[1]['iter'] - lines[0]['iter']) / (lines[1]['seconds'] - lines[0]['seconds'])
 
 
 def tokens_per_iter(settings):

@@ -148,30 +148,33 @@ def fit(loss, states, fold, max_passes=15):
 
 
 @torch.no_grad()
-def softmax_temperature(states, max_passes=30):
+def softmax_temperature(states, max_passes=40):
     """(T, the mean nats a token there): the temperature at which softmax(f / T) does best on all tokens.
 
     Newton's method in u = 1/T, in which the nats are convex: their derivatives are E_q f - f_y and Var_q f.
     """
-    u, best = 1.0, (1.0, float('inf'))
+    u, nats, step = 1.0, float('inf'), 0.0  # the best u until now, what it gives, the step that led there
     for number in range(1, max_passes + 1):
+        trial = u + step
         sums, n = torch.zeros(3, dtype=torch.float64), 0
         states.about = f'fitting the temperature, pass {number}'
         for _, h, y in states:
             logits = F.linear(h, states.weight)
-            log_q = F.log_softmax(u * logits, dim=-1)
+            log_q = F.log_softmax(trial * logits, dim=-1)
             q, of_target = log_q.exp(), logits.gather(1, y[:, None])[:, 0]
             mean = (q * logits).sum(-1)
             variance = (q * (logits - mean[:, None]).square_()).sum(-1)
-            nats = -log_q.gather(1, y[:, None])[:, 0]
-            sums += torch.stack([nats, mean - of_target, variance]).double().sum(1).cpu()
+            sums += torch.stack([-log_q.gather(1, y[:, None])[:, 0], mean - of_target, variance]).double().sum(1).cpu()
             n += len(y)
-        nats, slope, curvature = (sums / n).tolist()
-        if not np.isfinite(nats) or nats >= best[1] - 1e-9:
+        found, slope, curvature = (sums / n).tolist()
+        if found < nats:
+            u, nats = trial, found
+            step = float(np.clip(u - slope / max(curvature, 1e-12), u / 3, u * 3)) - u
+        else:  # too far (or a broken model): the nats are convex, so half of the way is downhill some time
+            step /= 2
+        if abs(step) < 1e-5 * u:
             break
-        best = 1 / u, nats
-        u = float(np.clip(u - slope / max(curvature, 1e-12), u / 3, u * 3))
-    return best
+    return 1 / u, nats
 
 
 def _step(tokens, u, mix, k):

@@ -27,13 +27,12 @@ config = configure(globals(), also='train.py', rules=[
     ("study != ''", 'choose another'), 'trials >= 1', "sampler in ('tpe', 'random', 'grid')",
     '0 <= sampler_seed < 2**20',
     'iters >= 0', 'budget_seconds >= 0', ('not (iters and budget_seconds)', 'give one of them'), 'evaluations >= 2',
-    ('iters or max_iters', 'give --iters')])
+    ('iters or max_iters', 'give --iters'), ("init_from != 'resume'", 'a killed search goes on without it')])
 import math
-import os
 import signal
-import socket
 import sys
 import time
+import uuid
 import warnings
 from pathlib import Path
 
@@ -54,7 +53,6 @@ import runs
 import searched
 import spaces
 
-HOST = socket.gethostname()
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings('ignore', category=optuna.exceptions.ExperimentalWarning)
 
@@ -72,9 +70,12 @@ def run_trial(trial, place):
     settings = {**base, **trial.params}
     n = trial.user_attrs.get('iters')
     if not n:
-        n = int(runs.speed(settings, place, threads) * budget_seconds) if budget_seconds else \
+        speed = runs.speed(settings, place, threads) if budget_seconds else None
+        n = int(speed * budget_seconds) if budget_seconds else \
             round(base_iters * runs.tokens_per_iter(base) / runs.tokens_per_iter(settings))
         trial.set_user_attr('iters', n := max(n, evaluations))
+        if speed == 0:
+            return diverged(trial, 0.0)
     resume = (place / 'ckpt.pt').exists()
     for name in ('metrics.jsonl', 'best.pt') if not resume else ():  # of one that was killed before it saved
         (place / name).unlink(missing_ok=True)
@@ -95,18 +96,24 @@ def run_trial(trial, place):
                               eval_iters=max(1, base['eval_iters'] * base['batch_size'] // settings['batch_size']),
                               **{'init_from': 'resume'} if resume else {})
     seconds = max((line['seconds'] for line in runlog.entries(place / 'metrics.jsonl')), default=0)
+    if status == runs.DIVERGED and state is TrialState.COMPLETE:
+        return diverged(trial, seconds, *(line['val_nats'] for line in evaluated(place)[-1:]))
     trial.set_user_attr('seconds', round(seconds, 1))
     if state is TrialState.PRUNED:
         return state, None
-    if status == runs.DIVERGED:  # a result: as bad as a uniform guess, or as its last evaluation
-        trial.set_user_attr('diverged', True)
-        return state, max([math.log(vocab_size), *(line['val_nats'] for line in evaluated(place)[-1:])])
     if status:
         if status == 128 + signal.SIGTERM or status == 128 + signal.SIGINT:
             stop(status - 128, None)
         opened.tell(trial, state=TrialState.FAIL)
         fail(f'trial {trial.number}: train.py ended with status {status} ({last}); see {place}/log.txt')
     return state, evaluated(place)[-1]['val_nats']
+
+
+def diverged(trial, seconds, *last):
+    """A trial that diverged is a result: as bad as a uniform guess, or as its last evaluation."""
+    trial.set_user_attr('seconds', round(seconds, 1))
+    trial.set_user_attr('diverged', True)
+    return TrialState.COMPLETE, max(math.log(vocab_size), *last, 0.0)
 
 
 # -----------------------------------------------------------------------------
@@ -118,17 +125,28 @@ def stop(number, _):
 
 
 def take_up_the_dead():
-    """Trials of this machine whose process is gone go on, from their last checkpoint, as new trials."""
+    """Trials of this folder whose process is gone, and those that failed, go on from their last checkpoint, as new
+    trials with their values."""
     for t in opened.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        just_begun = 'host' not in t.user_attrs and time.time() - t.datetime_start.timestamp() > 60
-        if t.user_attrs.get('host') != HOST and not just_begun:
-            continue
+        age = time.time() - t.datetime_start.timestamp()
+        if t.user_attrs.get('home', home if not storage or age > 60 else '') != home:
+            continue  # another machine's, or just begun there
         try:
-            with trial_lock(folder / t.user_attrs['place']) if 'place' in t.user_attrs else open(os.devnull):
+            with trial_lock(folder / place_of(t)):
                 opened.tell(t.number, state=TrialState.FAIL)
-                opened.enqueue_trial(t.params, {k: x for k, x in t.user_attrs.items() if k in ('place', 'iters')})
         except Timeout:
             pass  # it is at work
+    known = opened.get_trials(deepcopy=False)
+    taken = {place_of(t) for t in known if t.state is not TrialState.FAIL}
+    for t in reversed(known):
+        if t.user_attrs.get('home', home) == home and place_of(t) not in taken:
+            taken.add(place_of(t))
+            iters = {'iters': t.user_attrs['iters']} if 'iters' in t.user_attrs else {}
+            opened.enqueue_trial(t.params, {'place': place_of(t), **iters})
+
+
+def place_of(t):
+    return t.user_attrs.get('place', f'trials/{t.number:04}')
 
 
 def trial_lock(place):
@@ -143,24 +161,27 @@ def next_trial():
         known = opened.get_trials(deepcopy=False)
         if sum(t.state in (*searched.FINISHED, TrialState.RUNNING) for t in known) >= trials:
             return None
-        seed = sampler_seed * 2**12 + len(known)  # for each trial its own: a search that goes on draws nothing twice
+        if sampler == 'grid' and not any(t.state is TrialState.WAITING for t in opened.get_trials(deepcopy=False)):
+            return None
+        # for each trial its own seed: a search that goes on, or goes on elsewhere, does not draw the same again
+        seed = sampler_seed * 2**12 + len(known) + (int(home, 16) if storage else 0)
         opened.sampler = optuna.samplers.RandomSampler(seed=seed) if sampler == 'random' else \
             optuna.samplers.TPESampler(seed=seed, n_startup_trials=min(10, -(-trials // 3)))
         trial = opened.ask(distributions)
-        name = trial.user_attrs.get('place', f'trials/{trial.number:04}')
+        name = place_of(trial)
         lock = trial_lock(folder / name)
         lock.acquire()
         trial.set_user_attr('place', name)
-        trial.set_user_attr('host', HOST)
+        trial.set_user_attr('home', home)
         return trial, folder / name, lock
 
 
 def forget_weights():
-    """Delete the checkpoints of the trials that finished on this machine, but for the best one's."""
+    """Delete the checkpoints of the trials that have finished, but for the best one's."""
     with FileLock(folder / 'lock'):
         done = searched.finished(opened)
         best = min(done, key=searched.nats)
-        for t in done:
+        for t in done:  # what another machine made has no folder here
             for path in (folder / t.user_attrs['place']).glob('*.pt*') if t is not best else ():
                 path.unlink()
 
@@ -186,6 +207,8 @@ def search():
                        f'about {left / 60:.0f} min left')
         if interrupts.stop:  # nobody reads any more
             raise SystemExit(128 + interrupts.stop)
+    if others := sum(t.state is TrialState.RUNNING for t in opened.get_trials(deepcopy=False)):
+        interrupts.say(f'{others} trials are at work in other processes, or were when these died')
 
 
 # -----------------------------------------------------------------------------
@@ -216,7 +239,10 @@ def begin():
     budget = {'seconds': budget_seconds, 'threads': threads} if budget_seconds else \
         {'iterations': iters or base['max_iters']}
     n = budget.get('iterations') or opened.user_attrs.get('iterations') or \
-        max(1, int(runs.speed(base, folder / 'trials', threads) * budget_seconds))
+        int(runs.speed(base, folder / 'trials', threads) * budget_seconds)
+    if n < evaluations:
+        raise ValueError(f'{n} iterations are too few for --evaluations={evaluations}, or the config diverges at once; '
+                         'give a larger budget or a lower --learning_rate')
     space_of = spaces.read(space, {**base, 'max_iters': n}, runs.DEFAULTS, runs.RULES)
     points = spaces.grid(space_of) if sampler == 'grid' else [spaces.starting_point(space_of, base)]
     if sampler == 'grid' and len(points) > trials:
@@ -231,7 +257,7 @@ def begin():
     if changed:
         raise ValueError(f'--study={folder} is another search: {", ".join(changed)}; give another --study')
     for point in points:
-        opened.enqueue_trial(point, skip_if_exists=True)
+        opened.enqueue_trial(point, skip_if_exists=True)  # one that failed is taken up again: see take_up_the_dead
     opened.set_user_attr('iterations', n)
     opened.set_user_attr('about', f'{base["loss"]} with {base["optimizer"]}, trials of ' + (
         f'{budget_seconds:g} s with {budget["threads"]} threads' if budget_seconds else
@@ -246,6 +272,8 @@ for arg in sys.argv[1:]:
         fail(f'{arg}: tune.py sets {name} itself, for every trial')
 base = {name: config[name] for name in runs.DEFAULTS}
 folder = Path(study.replace('{loss}', base['loss']).replace('{optimizer}', base['optimizer']))
+if folder.name in ('', '..'):
+    fail(f'--study={study} is no name for a folder; choose another')
 threads = 0  # as the environment says
 if not show:
     try:
@@ -263,6 +291,9 @@ if not show:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, stop)
         with FileLock(folder / 'lock'):
+            if not (folder / 'home').exists():
+                (folder / 'home').write_text(uuid.uuid4().hex[:8])
+            home = (folder / 'home').read_text()  # tells the folders of several machines apart
             opened, base_iters, distributions = begin()
         trials = len(spaces.grid(distributions)) if sampler == 'grid' else trials
     except Timeout:
@@ -280,7 +311,7 @@ if not show:
     except optuna.exceptions.StorageInternalError as e:
         fail(f'--storage={storage or folder / "study.db"} gave out ({str(e).splitlines()[0][:200]}); '
              'the same command goes on')
-elif not (storage or (folder / 'study.db').is_file()):
+elif '://' not in storage and not Path(storage or folder / 'study.db').is_file():
     fail(f'--study={folder}: there is no study; run it first, without --show')
 else:
     opened = open_study(optuna.load_study)

@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import transformers
 from conftest import ROOT, SHARED, run
 
 import bins
@@ -11,11 +12,11 @@ import checkpoint
 import foreign
 import losses
 import sampling
+import scoring
 from model import GPT, GPTConfig
-from tokenizer import Tokenizer, train_bpe
+from tokenizer import Tokenizer, letters, train_bpe
 
-transformers = pytest.importorskip('transformers')
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel  # noqa: E402
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 ODD = ['', ' ', '\n\n  x', 'naïve café — “quoted” 日本語 🙂 \u200d', 'a' * 300, "it's 12,345.67!", 'é\x00\x7f\t', 'ab ' * 40]
 TINY = ['--n_layer=1', '--n_head=2', '--n_embd=16', '--block_size=32', '--batch_size=4', '--eval_iters=1']
@@ -238,7 +239,8 @@ def test_export(tmp_path, kind):
     ours = trained(tmp_path, tokenizer, activation='gelu_tanh' if kind == 'bpe' else 'gelu', bias=kind == 'byte')
     if kind != 'byte':  # that one is measured
         reading = dict.fromkeys(['nats', 'perplexity', 'top1', 'brier', 'ece_mass'], 0.5)
-        (tmp_path / 'f.json').write_text(json.dumps({'split': 'val', 'source': 'x', 'tokens': 9, 'readings': {'link': reading}}))
+        (tmp_path / 'f.json').write_text(json.dumps({'split': 'val', 'source': 'x', 'tokens': 9, 'loss': 'squentropy',
+                                                      'iteration': 7, 'readings': {'link': reading}}))
     status, out, err = run(ROOT / 'export.py', f'--checkpoint={tmp_path}/best.pt', '--to=there',
                            f'--figures={"f.json" if kind != "byte" else ""}', cwd=tmp_path)
     assert status == 0, err
@@ -309,6 +311,69 @@ def test_calibrate(tmp_path, loss):
     assert said == pytest.approx(0.8 * T if loss == 'mse' else 0.8, rel=1e-3)
 
 
+@pytest.mark.parametrize('peak,spread', [(30.0, 1.0), (0.15, 0.003), (4.0, 1.0)])
+def test_temperature(peak, spread):
+    """The fitted temperature is a scan's, also where Newton's method alone would leap beyond it."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(400, 1000, generator=generator) * spread
+    y = torch.randint(1000, (400,), generator=generator)
+    right = torch.rand(400, generator=generator) < 0.6
+    seen = torch.where(right, y, torch.randint(1000, (400,), generator=generator))
+    logits[torch.arange(400), seen] += peak
+
+    class States:
+        weight, about = torch.eye(1000), ''
+
+        def __iter__(self):
+            yield None, logits, y
+    T, nats = scoring.softmax_temperature(States())
+    scan = {t: torch.nn.functional.cross_entropy(logits.double() / t, y).item() for t in np.geomspace(1e-3, 100, 4001)}
+    best = min(scan, key=scan.get)
+    assert abs(T / best - 1) < 0.01 and abs(nats - scan[best]) < 1e-4
+
+
+def test_tokenizers_that_are_not_ours(tmp_path):
+    """Ids are a text's only where the folder's tokenizer gives them so: with end of text first, or as many entries as
+    GPT-2 but others, they are not taken for ours."""
+    bpe = train_bpe(['the cat and the dog, the cat'], 270)
+    made = export_tokenizer(bpe)
+    made['model']['vocab'] = {entry: (i + 1) % bpe.vocab_size for entry, i in made['model']['vocab'].items()}
+    (tmp_path / 'tokenizer.json').write_text(json.dumps(made))
+    assert foreign.its_tokenizer(str(tmp_path), bpe.vocab_size)['kind'] == 'ids'
+    entries = [chr(256 + i % 68) + chr(0x21 + i // 68 % 90) + chr(0x21 + i // 6120) for i in range(50256)]
+    made['model']['vocab'] = {entry: i for i, entry in enumerate([*entries, '<|endoftext|>'])}
+    (tmp_path / 'tokenizer.json').write_text(json.dumps(made))
+    assert foreign.its_tokenizer(str(tmp_path), 50257)['kind'] != 'gpt2'
+    (tmp_path / 'tokenizer.json').write_text(json.dumps(made | {'model': [1]}))
+    assert foreign.its_tokenizer(str(tmp_path), 50257)['kind'] == 'ids'
+
+
+def export_tokenizer(bpe):
+    return {'pre_tokenizer': {'type': 'ByteLevel', 'add_prefix_space': False}, 'normalizer': None, 'model': {
+        'type': 'BPE', 'vocab': {**{''.join(letters()[b] for b in rank): i for i, rank in enumerate(bpe.ranks)},
+                                 '<|endoftext|>': bpe.eot}}}
+
+
+def test_no_more_memory_than_the_file(tmp_path):
+    """A small file that claims a large vocabulary or context is refused before it takes memory."""
+    made = nanogpt(hugging_face())
+    made['model_args']['vocab_size'] = 60000
+    made['optimizer'] = {'state': {0: {'step': torch.tensor(1.0), 'exp_avg': torch.zeros(1, 10**6)}}, 'param_groups': []}
+    torch.save(made, tmp_path / 'x.pt')
+    loaded = checkpoint.load(tmp_path / 'x.pt')
+    assert loaded['optimizer']['state'][0]['exp_avg'].numel() == 10**6
+    hugging_face().save_pretrained(tmp_path / 'there')
+    config = json.loads((tmp_path / 'there/config.json').read_text())
+    for change in ({'n_positions': 10**12}, {'n_layer': 10**9}, {'vocab_size': 10**12}):
+        (tmp_path / 'there/config.json').write_text(json.dumps(config | change))
+        with pytest.raises(ValueError, match=next(iter(change))[:1]):
+            checkpoint.load(str(tmp_path / 'there'))
+    for name in ('quantization_config', 'auto_map'):
+        (tmp_path / 'there/config.json').write_text(json.dumps(config | {name: {'x': 'y'}}))
+        with pytest.raises(ValueError, match=f'{name} is given'):
+            checkpoint.load(str(tmp_path / 'there'))
+
+
 def test_bad_targets(tmp_path):
     """An export that cannot be made is one line, and nothing is overwritten."""
     trained(tmp_path, Tokenizer('byte'), 'cross_entropy')
@@ -316,16 +381,19 @@ def test_bad_targets(tmp_path):
     (tmp_path / 'full/x').write_text('mine')
     (tmp_path / 'file').write_text('mine')
     (tmp_path / 'wrong.json').write_text('{"readings": 1')
+    (tmp_path / 'other.json').write_text('{"readings": {}, "loss": "mse", "iteration": 7}')
+    (tmp_path / 'new.partial').mkdir()
     base = [f'--checkpoint={tmp_path}/best.pt']
     for flags, says in (([], 'give the folder to make'), (['--to=full'], '--to=full is there already'),
                         (['--to=file'], '--to=file is there already'), (['--to=file/x'], '--to=file/x cannot be made'),
                         (['--to=new', '--dataset=nowhere'], 'nowhere'), (['--to=new', '--figures=none'], '--figures=none'),
                         (['--to=new', '--figures=wrong.json'], '--figures=wrong.json'),
+                        (['--to=new', '--figures=other.json'], 'of mse at iteration 7'),
                         (['--to=new', '--checkpoint=none.pt'], 'no checkpoint none.pt')):
         status, _, err = run(ROOT / 'export.py', *base, *flags, cwd=tmp_path)
         assert status in (1, 2) and says in err and err.count('\n') == 1, (flags, err)
     assert (tmp_path / 'full/x').read_text() == (tmp_path / 'file').read_text() == 'mine'
-    assert not (tmp_path / 'new').exists() and not list(tmp_path.glob('*.partial'))
+    assert [path.name for path in tmp_path.glob('new*')] == ['new.partial']
 
 
 def without(name):
@@ -361,7 +429,7 @@ def test_bad_nanogpt(tmp_path, damage, says):
 
 CONFIGS = [({'activation_function': 'relu'}, 'activation_function'), ({'n_inner': 48}, 'n_inner'),
            ({'scale_attn_by_inverse_layer_idx': True}, 'scale_attn'), ({'layer_norm_epsilon': 1e-6}, 'layer_norm_epsilon'),
-           ({'model_type': 'llama'}, 'model_type'), ({'n_embd': 32}, 'another shape')]
+           ({'model_type': 'llama'}, 'model_type'), ({'n_embd': 32}, 'wte.weight is of shape [65, 16], not [65, 32]')]
 
 
 @pytest.mark.parametrize('change,says', CONFIGS)

@@ -169,6 +169,19 @@ def test_diverged(place):
     assert status == 1 and err.count('\n') == 1 and 'trial 0: train.py ended with status 1 (error: disk full)' in err, err
 
 
+def test_failed(place):
+    """A trial that failed runs again at the next start, so that each point of a grid is finished once."""
+    (place / 'space.py').write_text('learning_rate = [0.004, 0.007]\nweight_decay = [0.1, 0.6]')
+    status, _, err = tune(place, '--sampler=grid')
+    assert status == 1 and 'disk full' in err, err
+    text = (place / 'train.py').read_text()
+    (place / 'train.py').write_text(text.replace('if weight_decay > 0.5:', 'if False:'))
+    status, _, err = tune(place, '--sampler=grid')
+    assert status == 0, err
+    points = [tuple(t.params.values()) for t in trials(place)[1]]
+    assert sorted(points) == [(0.004, 0.1), (0.004, 0.6), (0.007, 0.1), (0.007, 0.6)]
+
+
 def test_same_tokens(place):
     """Trials with other batch sizes get the same tokens, and are measured on as many windows."""
     (place / 'space.py').write_text('batch_size = [2, 4, 8]\nn_layer = [1, 2]')
@@ -210,9 +223,12 @@ def test_another_search(place):
     for flags, says in ((['--out_dir=x'], 'tune.py sets out_dir itself'), (['--study=none', '--show=True'], 'no study'),
                         (['--storage=nosuch://x'], 'cannot be opened'), (['--dataset=nowhere'], 'no train.bin'),
                         (['--space=nowhere.py'], 'config/space_default.py'), (['--study=bytes/train.bin'], 'another'),
-                        (['--sampler=grid'], 'learning_rate is a range')):
+                        (['--sampler=grid'], 'learning_rate is a range'), (['--study=..'], 'no name for a folder'),
+                        (['--storage=typo.log', '--show=True'], 'there is no study'),
+                        (['--init_from=resume'], 'goes on without it')):
         status, _, err = tune(place, *flags)
-        assert status == 1 and says in err and err.count('\n') == 1, err
+        assert status in (1, 2) and says in err and err.count('\n') == 1, err
+    assert not (place / 'typo.log').exists()
     (place / 's/study.db').write_text('no database at all, but a text that somebody put here')
     status, _, err = tune(place, '--trials=1')
     assert status == 1 and 'study.db cannot be opened' in err and err.count('\n') == 1, err
