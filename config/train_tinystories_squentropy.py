@@ -1,4 +1,7 @@
-# As train_tinystories_cross_entropy.py, but for the loss and its learning rate.
+# As train_tinystories_cross_entropy.py, but for the loss and what tune.py found for it (README, "What it found").
 from train_tinystories_cross_entropy import *
 loss = 'squentropy'
+squentropy_weight = 0.083  # the published loss has 1
 learning_rate = 16e-3
+weight_decay = 0.03
+grad_clip = 6.5
