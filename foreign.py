@@ -72,7 +72,7 @@ def padded(x, vocabulary):
 
 
 def is_hugging_face(path):
-    return os.path.isdir(path) or path in GPT2 and not os.path.exists(path)
+    return os.path.isfile(os.path.join(path, 'config.json')) or path in GPT2 and not os.path.exists(path)
 
 
 def from_hugging_face(path):
@@ -83,9 +83,6 @@ def from_hugging_face(path):
     local = os.path.isdir(path)
     if local and (Path(path) / 'adapter_config.json').exists():
         raise ValueError(f'{path} holds an adapter, not a whole model; give a folder with the whole')
-    if local and not (Path(path) / 'config.json').is_file():
-        raise ValueError(f'{path} is a folder without a config.json, so no model of Hugging Face; give a checkpoint '
-                         'file, or such a folder')
     try:
         from transformers import GPT2Config, GPT2LMHeadModel
         from transformers.utils import logging

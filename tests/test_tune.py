@@ -124,7 +124,7 @@ def test_a_search(place):
     assert {t.number: t.params for t in trials(place)[1]} == seen
 
 
-@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize('number', [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_killed(place, number):
     """A killed search goes on: no finished trial is run again, the one at work goes on from its checkpoint."""
     stand_in(place, pause=0.15)
@@ -194,6 +194,7 @@ def test_same_tokens(place):
         assert last['eval_windows'] == 160 and last['tokens'] == 64 * 256
 
 
+@pytest.mark.slow
 def test_seconds(place):
     """With --budget_seconds a trial gets the iterations that its speed allows, and runs alone."""
     stand_in(place, pause=0.01)  # and 0.01 s an iteration is what it claims to take
@@ -242,6 +243,7 @@ def test_journal(place):
     assert status == 0 and 'best: trial' in out, err
 
 
+@pytest.mark.slow
 def test_for_true(tiny_data, tmp_path):
     """A search that trains: its nats are those of the trial's metrics, and best.py trains."""
     (tmp_path / 'space.py').write_text('learning_rate = (1e-3, 1e-2)\nwarmup_iters = [0, 2]')
