@@ -42,6 +42,7 @@ SMALL = ['--n_layer=1', '--n_embd=16', '--n_head=2', '--block_size=32', '--eval_
          '--evaluations=2', '--budget=iters:4', '--bootstrap=99', '--num_samples=1', '--each=']
 
 
+@pytest.mark.slow
 def test_a_study(tiny_data, tmp_path):
     """Runs are paired and kept: more seeds go on with the study, figures and table are of all, results.json says
     what evaluate.py says; another study in its place is refused."""
