@@ -5,7 +5,7 @@
     optimizer, iter_num, best_val_loss, config    as in nanoGPT
     activation      of the model: 'gelu' or 'gelu_tanh'
     tokenizer       Tokenizer.to_dict()
-    loss            {'name': ..., 'numbers': the six numbers, or None for a loss outside the family}
+    loss            {'name': ..., 'numbers': those of losses.Family, or None for a loss outside the family}
     data            where the text came from, tokens and fingerprint of the bins
     machine         torch build, threads, device, dtype, compiled: what the last bits depend on
     scaler, progress    what else a resumed run needs: see train.py (best.pt has no optimizer and no scaler)
@@ -173,8 +173,8 @@ def restore(checkpoint, device='cpu', dropout=0.0):
         name, numbers = checkpoint['loss']['name'], checkpoint['loss']['numbers']
         if numbers is None:
             loss = losses.make_loss(name, model.config.vocab_size)
-        elif type(name) is str and len(numbers) == 6 and all(map(math.isfinite, numbers)):
-            loss = losses.Family(*map(float, numbers))
+        elif type(name) is str and len(numbers) in (6, 8) and all(map(math.isfinite, numbers)):
+            loss = losses.Family(*map(float, numbers))  # six are older
         else:
             raise ValueError(f'a loss of the numbers {numbers}')
     except (KeyError, TypeError, RuntimeError, ArithmeticError, AttributeError, ValueError) as e:
@@ -229,8 +229,9 @@ def floats(x):
 
 # Settings that make another run of a resumed one. The others may change while it goes on.
 IDENTITY = {'batch_size', 'gradient_accumulation_steps', 'seed', 'n_layer', 'n_head', 'n_embd', 'block_size', 'bias',
-            'activation', 'dropout', 'optimizer', 'loss', 'squentropy_weight', 'squentropy_target', 'mse_true_weight',
-            'mse_target'}
+            'activation', 'dropout', 'optimizer', 'loss', 'squentropy_weight', 'squentropy_target',
+            'squentropy_centred', 'squentropy_schedule', 'squentropy_end', 'mse_true_weight', 'mse_target', 'mse_end',
+            'label_smoothing', 'z_loss'}
 
 
 def differences(checkpoint, config, data, machine):

@@ -177,7 +177,7 @@ def score(run):
         'tokenizer': run.tokenizer.kind, 'vocab_size': run.tokenizer.vocab_size, 'block_size': run.block_size,
         'mode': UNITS, 'stride': None if blocks else stride or max(1, run.block_size // 2),
         UNITS: here.units, 'tokens': n, 'bytes': run.bytes,
-        'objective': mean('objective') * losses.reported_scale(run.loss_name, run.model.config.vocab_size),
+        'objective': mean('objective') * losses.reported_scale(run.loss, run.model.config.vocab_size),
         'raw_link_sum': mean('link_sum'), 'raw_link_negative': mean('link_negative'),
         'link_mix': losses.MIX, 'fitted_on': f'val.bin, {len(mix)} folds' if len(mix) == 2 else 'val.bin',
         'fitted_temperature': temperature.tolist(), 'fitted_mix': mix.tolist(), 'readings': readings}

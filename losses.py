@@ -4,14 +4,16 @@ A loss of the family is six numbers. With logits f = W h in R^C and target class
 
     L(f, y) = c * (-log softmax(f)_y) + sum_j (a2 f_j^2 + a1 f_j) + b2 f_y^2 + b1 f_y + b0
 
-Cross-entropy, the (rescaled) square loss of Hui & Belkin (arXiv 2006.07322) and squentropy of
-Hui, Belkin & Wright (arXiv 2302.03952) are all members. Any other loss is a plain function
-`loss(logits, targets)` in OWN.
+Cross-entropy, also with smoothed labels, the (rescaled) square loss of Hui & Belkin (arXiv 2006.07322)
+and squentropy of Hui, Belkin & Wright (arXiv 2302.03952) are all members. Two more numbers make the
+controls: z, the weight of log^2 sum_j exp f_j, and centred, which has the quadratic part see
+f_j - mean f in place of f_j. Any other loss is a plain function `loss(logits, targets)` in OWN.
 
 Shapes: N tokens, C classes (the tokenizer's vocabulary), d the model's width. `weight` is the
 head's matrix; it may have more than C rows, which then are padding and take no part in anything.
 """
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -25,30 +27,49 @@ LOG_0 = -40.0  # stands for log 0 where the link is tempered: infinities and den
 
 
 class Family(NamedTuple):
-    """The six numbers of a loss (see the formula above)."""
+    """The numbers of a loss (see the formula above)."""
     c: float = 0.0
     a2: float = 0.0
     a1: float = 0.0
     b2: float = 0.0
     b1: float = 0.0
     b0: float = 0.0
+    z: float = 0.0
+    centred: bool = False
 
 
-def cross_entropy(C):
-    return Family(c=1.0)
+def cross_entropy(C, label_smoothing=0.0, z_loss=0.0):
+    """-log softmax(f)_y. With label_smoothing e the target is (1-e) of y and e/C of every class (Szegedy et al.
+    2016), which adds e (f_y - mean f); with z_loss, z log^2 sum_j exp f_j (PaLM, arXiv 2204.02311)."""
+    return Family(c=1.0, a1=-label_smoothing / C, b1=label_smoothing, z=z_loss)
 
 
-def mse(C, mse_true_weight=1.0, mse_target=1.0):
+def mse(C, mse_true_weight=1.0, mse_target=1.0, mse_end=0.0, progress=0.0):
     """k (f_y - M)^2 + sum_{j != y} f_j^2, the square loss rescaled by k and M; a sum over classes:
-    with their mean, gradients at C = 50,257 are so small that AdamW's eps swallows them."""
+    with their mean, gradients at C = 50,257 are so small that AdamW's eps swallows them.
+    From the share mse_end of the run on cross-entropy, if that is not 0."""
+    if mse_end and progress >= mse_end:
+        return cross_entropy(C)
     k, M = mse_true_weight, mse_target
     return Family(a2=1.0, b2=k - 1, b1=-2 * k * M, b0=k * M * M)
 
 
-def squentropy(C, squentropy_weight=1.0, squentropy_target=0.0):
-    """Cross-entropy + alpha / (C-1) sum_{j != y} (f_j - t)^2; alpha = 1, t = 0 is the published loss."""
-    alpha, t = squentropy_weight / (C - 1), squentropy_target
-    return Family(c=1.0, a2=alpha, a1=-2 * alpha * t, b2=-alpha, b1=2 * alpha * t, b0=squentropy_weight * t * t)
+def squentropy(C, squentropy_weight=1.0, squentropy_target=0.0, squentropy_centred=False,
+               squentropy_schedule='constant', squentropy_end=1.0, progress=0.0):
+    """Cross-entropy + alpha / (C-1) sum_{j != y} (f_j - t)^2; alpha = 1, t = 0 is the published loss.
+    alpha may fall to 0, at the share squentropy_end of the run."""
+    left = max(0.0, 1 - progress / squentropy_end)
+    weight = squentropy_weight * {'constant': 1.0, 'linear': left, 'cosine': 0.5 - 0.5 * math.cos(math.pi * left),
+                                  'step': float(left > 0)}[squentropy_schedule]
+    alpha, t = weight / (C - 1), squentropy_target
+    return Family(c=1.0, a2=alpha, a1=-2 * alpha * t, b2=-alpha, b1=2 * alpha * t, b0=weight * t * t,
+                  centred=squentropy_centred)
+
+
+def cross_entropy_plus_square(C, squentropy_weight=1.0):
+    """Cross-entropy + alpha / C sum_j (f_j - mean f)^2: a control, which asks whether it matters to squentropy
+    that the true class is left out and that the logits' mean counts."""
+    return Family(c=1.0, a2=squentropy_weight / C, centred=True)
 
 
 def cross_entropy_plus_mse(C, true_weight=65.0):
@@ -59,7 +80,7 @@ def cross_entropy_plus_mse(C, true_weight=65.0):
 
 
 FAMILY = {'cross_entropy': cross_entropy, 'mse': mse, 'squentropy': squentropy,
-          'cross_entropy_plus_mse': cross_entropy_plus_mse}
+          'cross_entropy_plus_square': cross_entropy_plus_square, 'cross_entropy_plus_mse': cross_entropy_plus_mse}
 
 # A loss of your own goes here: a function of float32 logits (n, C) and targets (n,) that returns the
 # n losses. It sees the tokens in chunks. It is read through softmax, unless it has an attribute
@@ -70,8 +91,8 @@ OWN = {}
 def make_loss(name, C, **constants):
     """The loss called `name` at C classes: a Family or a function of OWN.
 
-    constants: those of squentropy_weight, squentropy_target, mse_true_weight, mse_target that are
-    set; each loss takes its own and leaves the others. Raises ValueError for an unknown name.
+    constants: those of the losses above that are set; each takes its own and leaves the others. progress, among
+    them, is the share of the run that is done. Raises ValueError for an unknown name.
     """
     if name in OWN:
         return OWN[name]
@@ -81,10 +102,10 @@ def make_loss(name, C, **constants):
     return FAMILY[name](C, **{k: v for k, v in constants.items() if k in takes})
 
 
-def reported_scale(name, C):
+def reported_scale(loss, C):
     """What the training objective is multiplied by where it is printed: MSE trains on the sum over
     classes and is reported as their mean."""
-    return 1 / C if name == 'mse' else 1.0
+    return 1 / C if isinstance(loss, Family) and not loss.c else 1.0
 
 
 # -----------------------------------------------------------------------------
@@ -101,8 +122,9 @@ def mean_loss(loss, hidden, weight, targets, C):
         return _Chunked.apply(hidden, weight, targets, C, _with_grad(loss)) / len(targets)
     total = 0.0
     if loss.c:
-        total = loss.c * _Chunked.apply(hidden, weight, targets, C, _cross_entropy_with_grad)
-    if any(loss[1:]):
+        with_grad = partial(_cross_entropy_with_grad, z=loss.z / loss.c)
+        total = loss.c * _Chunked.apply(hidden, weight, targets, C, with_grad)
+    if any(loss[1:6]):
         total = total + quadratic(loss, hidden, weight, targets, C).sum()
     return total / len(targets)
 
@@ -117,6 +139,8 @@ def quadratic(loss, hidden, weight, targets, C):
     with torch.autocast(hidden.device.type, enabled=False):
         h, W = _at_least_float32(hidden), _at_least_float32(weight)
         W = W if len(W) == C else W[:C]
+        if loss.centred:  # the logits are W h, so their mean is that of the rows
+            W = W - W.mean(0)
         # F.embedding and not W[targets]: its backward is deterministic
         f_y = (h * F.embedding(targets, W)).sum(-1)
         total = loss.b2 * f_y * f_y + loss.b1 * f_y + loss.b0
@@ -168,13 +192,17 @@ class _Chunked(torch.autograd.Function):
         return grad_h.mul_(grad), grad_W.mul_(grad), None, None, None
 
 
-def _cross_entropy_with_grad(logits, targets, C):
+def _cross_entropy_with_grad(logits, targets, C, z=0.0):
     logits[:, C:] = -torch.inf  # the padding made the product faster; here it ends
     of_target = logits.gather(1, targets[:, None]).squeeze(1)
     largest = logits.amax(-1)
     p = torch.softmax(logits, dim=-1, out=logits)  # row by row, so it may overwrite what it reads
     # log sum exp f = f_j - log p_j for any j; the likeliest p_j is not near 0, and a common shift goes first
     losses = (largest - of_target) - p.amax(-1).log()
+    if z:
+        log_Z = losses + of_target
+        losses = losses + z * log_Z ** 2
+        p *= (1 + 2 * z * log_Z)[:, None]
     p[torch.arange(len(targets), device=targets.device), targets] -= 1
     return losses, p
 
@@ -213,6 +241,8 @@ def link(loss, logits):
     which is softmax for cross-entropy. (Losses whose minimiser gives back p are proper composite:
     Reid & Williamson, JMLR 11, 2010; for squentropy the formula is ours.) Minimisers are unique, but
     for cross-entropy's shift, where a2 and a2 + b2 are not negative and c, a2 or both positive.
+    Of a centred loss the derivatives need only be alike: their value is what makes the p_j sum to 1.
+    z draws log Z to 0 and adds nothing there.
 
     Off the optimum the ratio r need not be a distribution: it is completed by the one that is
     nearest to it, p = max(r - tau, 0) with sum 1. The truth is a distribution too, so that this only
@@ -258,7 +288,13 @@ def _project(r):
 
 def ratio(loss, logits, softmax):
     """Numerator and denominator of the link as it is derived, before any completion, each (n, C)."""
-    return loss.c * softmax + 2 * loss.a2 * logits + loss.a1, loss.c - loss.b1 - 2 * loss.b2 * logits
+    if loss.centred:
+        logits = logits - logits.mean(-1, keepdim=True)
+    above = loss.c * softmax + 2 * loss.a2 * logits + loss.a1
+    below = loss.c - loss.b1 - 2 * loss.b2 * logits
+    if loss.centred:
+        above -= ((above / below).sum(-1, keepdim=True) - 1) / (1 / below).sum(-1, keepdim=True)
+    return above, below
 
 
 def log_link(loss, logits):
@@ -318,7 +354,8 @@ def objectives(loss, hidden, weight, logits, targets, C):
     that they were made of."""
     if not isinstance(loss, Family):
         return loss(logits, targets)
-    return quadratic(loss, hidden, weight, targets, C) + loss.c * F.cross_entropy(logits, targets, reduction='none')
+    total = quadratic(loss, hidden, weight, targets, C) + loss.c * F.cross_entropy(logits, targets, reduction='none')
+    return total + loss.z * logits.logsumexp(-1) ** 2 if loss.z else total
 
 
 @torch.no_grad()

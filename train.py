@@ -39,11 +39,18 @@ bias = False                # in linear layers and layer norms
 activation = 'gelu'         # gelu (exact) | gelu_tanh (OpenAI's)
 # -----------------------------------------------------------------------------
 # loss
-loss = 'cross_entropy'      # cross_entropy | mse | squentropy | cross_entropy_plus_mse | your own in losses.py
+loss = 'cross_entropy'      # cross_entropy | mse | squentropy | cross_entropy_plus_mse | cross_entropy_plus_square |
+                            # your own in losses.py
 squentropy_weight = 1.0     # alpha, of the mean square of the wrong classes' logits; 1 = as published
 squentropy_target = 0.0     # what the wrong classes' logits are drawn to; 0 = as published
+squentropy_centred = False  # True: the square sees the logits less their mean
+squentropy_schedule = 'constant' # of alpha: constant | linear | cosine | step, down to 0
+squentropy_end = 1.0        # the share of max_iters at which the schedule comes to 0
 mse_true_weight = 1.0       # k, weight of the true class's square; 1 = the plain square loss
 mse_target = 1.0            # M, what the true class's logit is drawn to
+mse_end = 0.0               # the share of max_iters at which cross-entropy takes over; 0 = never
+label_smoothing = 0.0       # of cross-entropy: the share of the target that all classes get alike
+z_loss = 0.0                # of cross-entropy: weight of log^2 of softmax's denominator
 # -----------------------------------------------------------------------------
 # optimizer, with linear warm-up and cosine decay
 optimizer = 'adamw'         # adamw | muon (for the matrices of the blocks, with AdamW for the rest)
@@ -72,7 +79,13 @@ config = configure(globals(), rules=[
     'batch_size >= 1', 'gradient_accumulation_steps >= 1', 'block_size >= 1', '0 <= vocab_size <= 65536',
     '0 <= seed < 2**32', '1 <= n_layer <= 10_000', 'n_head >= 1', 'n_embd >= 1', 'n_embd % n_head == 0',
     '0 <= dropout < 1', "activation in ('gelu', 'gelu_tanh')",
-    'squentropy_weight >= 0', 'mse_true_weight > 0', 'mse_target > 0',
+    'squentropy_weight >= 0', "squentropy_schedule in ('constant', 'linear', 'cosine', 'step')",
+    '0 < squentropy_end <= 1', 'mse_true_weight > 0', 'mse_target > 0', '0 <= mse_end < 1', '0 <= label_smoothing < 1',
+    'z_loss >= 0',
+    ("loss == 'cross_entropy' or not label_smoothing and not z_loss", 'these two are of --loss=cross_entropy'),
+    ("loss == 'squentropy' or squentropy_schedule == 'constant' and not squentropy_centred",
+     'these two are of --loss=squentropy'),
+    ("loss == 'mse' or not mse_end", 'it is of --loss=mse'),
     "optimizer in ('adamw', 'muon')", 'learning_rate > 0', 'muon_learning_rate >= 0',
     ("optimizer == 'muon' or not muon_learning_rate", 'add --optimizer=muon'),
     'max_iters >= 0', 'weight_decay >= 0', '0 <= beta1 < 1', '0 <= beta2 < 1', 'grad_clip >= 0',
@@ -161,9 +174,13 @@ else:
     if changed:
         say(f"changed since this run was saved: {', '.join(changed)}")
 C = raw_model.config.vocab_size
-if C != tokenizer.vocab_size:  # a run of nanoGPT's is resumed, with ids that stand for nothing
-    criterion = losses.make_loss(loss, C, **config)
-reported_scale = losses.reported_scale(loss, C)
+
+
+def criterion_at(it):
+    # C is not tokenizer.vocab_size where a run of nanoGPT's is resumed, with ids that stand for nothing
+    return losses.make_loss(loss, C, progress=it / max(1, max_iters), **config)
+
+
 raw_model.to(device)
 local_model = torch.compile(raw_model) if compiled else raw_model
 
@@ -182,6 +199,7 @@ if resume:
     except ValueError as e:
         fail(e)
 start = None  # free the memory
+criterion = criterion_at(iter_num)
 
 
 def read(tokens, starts):
@@ -212,7 +230,7 @@ def evaluate():
         sums[i] = torch.stack(scores).cpu().double().sum(1)
     local_model.train()
     objective, nats = (processes.total(sums).sum(0) / (len(val_starts) * block_size)).tolist()
-    return objective * reported_scale, nats
+    return objective * losses.reported_scale(criterion, C), nats
 
 
 def show_sample():
@@ -296,6 +314,7 @@ bar = tqdm(total=max_iters, initial=iter_num, unit='it', disable=None if here el
 end = ''
 x, y = train_batch(iter_num, 0)
 while True:
+    criterion = criterion_at(iter_num)
     lr = optimizers.learning_rate(iter_num, learning_rate, min_lr, warmup_iters, decay_end)
     for group in optimizer.param_groups:
         group['lr'] = lr * group['share']
@@ -363,7 +382,7 @@ while True:
 
     # log
     if iter_num % log_interval == 0 or iter_num in (1, max_iters):
-        mean = processes.total(total.cpu()).item() / processes.world * reported_scale
+        mean = processes.total(total.cpu()).item() / processes.world * losses.reported_scale(criterion, C)
         if not math.isfinite(mean):
             end = f'the loss is {mean} at iteration {iter_num}'
             break

@@ -31,6 +31,18 @@ def plain_original_study(f, y):
     return plain_cross_entropy(f, y) + (torch.where(target > 0, 65.0, 1.0) * (f - target) ** 2).mean(1)
 
 
+def plain_centred(f, y, alpha):
+    return plain_squentropy_part(f - f.mean(1, keepdim=True), y, alpha) + plain_cross_entropy(f, y)
+
+
+def plain_squentropy_part(f, y, alpha):
+    return plain_squentropy(f, y, alpha) - plain_cross_entropy(f, y)
+
+
+def plain_smoothed(f, y, e):
+    return -((1 - e) * F.one_hot(y, f.size(1)).to(f) + e / f.size(1)).mul(F.log_softmax(f, 1)).sum(1)
+
+
 CASES = {
     'cross_entropy': ({}, plain_cross_entropy),
     'mse': ({}, lambda f, y: plain_mse(f, y, 1, 1)),
@@ -38,6 +50,11 @@ CASES = {
     'squentropy': ({}, plain_squentropy),
     'squentropy weighted': (CONSTANTS, lambda f, y: plain_squentropy(f, y, 0.7, 0.3)),
     'cross_entropy_plus_mse': ({}, plain_original_study),
+    'squentropy centred': (dict(squentropy_weight=0.7, squentropy_centred=True), lambda f, y: plain_centred(f, y, 0.7)),
+    'cross_entropy_plus_square': (dict(squentropy_weight=0.7), lambda f, y: plain_cross_entropy(f, y) +
+                                  0.7 * (f - f.mean(1, keepdim=True)).square().mean(1)),
+    'cross_entropy smoothed': (dict(label_smoothing=0.2), lambda f, y: plain_smoothed(f, y, 0.2)),
+    'cross_entropy z': (dict(z_loss=0.3), lambda f, y: plain_cross_entropy(f, y) + 0.3 * f.logsumexp(1) ** 2),
 }
 
 
@@ -167,8 +184,9 @@ def minimise(loss, p):
     C = len(p)
 
     def expected(f):
-        true = loss.b2 * f * f + loss.b1 * f - loss.c * F.log_softmax(f, 0)
-        return (loss.a2 * f * f + loss.a1 * f).sum() + (p * true).sum()
+        log_p, log_Z, f = F.log_softmax(f, 0), f.logsumexp(0), f - f.mean() if loss.centred else f
+        true = loss.b2 * f * f + loss.b1 * f - loss.c * log_p
+        return (loss.a2 * f * f + loss.a1 * f).sum() + (p * true).sum() + loss.z * log_Z ** 2
     f = torch.zeros(C, dtype=torch.float64)
     for _ in range(100):
         g = torch.autograd.functional.jacobian(expected, f)
@@ -268,6 +286,20 @@ def test_score_agrees_with_training(key):
 
 def test_reported_scale():
     """MSE is reported as a mean over classes, the others as they are trained."""
-    assert losses.reported_scale('mse', 50) == 1 / 50
-    assert losses.reported_scale('squentropy', 50) == 1
+    assert losses.reported_scale(losses.mse(50), 50) == 1 / 50
+    assert losses.reported_scale(losses.squentropy(50), 50) == 1
+    assert losses.reported_scale(losses.mse(50, mse_end=0.5, progress=0.5), 50) == 1
     assert math.isclose(losses.mse(50).b0, 1)
+
+
+def test_schedules():
+    """alpha falls to 0 as its schedule says, after which squentropy is cross-entropy; MSE ends where it should."""
+    for schedule, at_half, at_end in (('constant', 0.4, 0.4), ('linear', 0.2, 0), ('cosine', 0.2, 0), ('step', 0.4, 0)):
+        set_to = dict(squentropy_weight=0.4, squentropy_schedule=schedule, squentropy_end=0.5)
+        for progress, weight in ((0.0, 0.4), (0.25, at_half), (0.5, at_end), (1.0, at_end)):
+            found = losses.make_loss('squentropy', 11, progress=progress, **set_to)
+            assert found == pytest.approx(losses.squentropy(11, weight))
+    quarter = losses.squentropy(11, 0.4, squentropy_schedule='cosine', progress=0.25)
+    assert quarter == pytest.approx(losses.squentropy(11, 0.4 * (1 + math.cos(math.pi / 4)) / 2))
+    for progress, name in ((0.0, 'mse'), (0.29, 'mse'), (0.3, 'cross_entropy'), (1.0, 'cross_entropy')):
+        assert losses.make_loss('mse', 11, mse_end=0.3, progress=progress) == losses.make_loss(name, 11)
