@@ -21,10 +21,12 @@ budget = ''                 # of each run: iters:N | tokens:N | seconds:N of tra
 each = 'config/train_tinystories_{loss}.py' # the config file of each loss; '' = none
 reading = 'link'            # softmax | link | fitted: declared before, it decides; the others stand beside it
 split = 'val'               # val | test (for the last word only)
+margin = 0.005              # nats: who is surely (99 %) less than this behind is no worse
 evaluations = 8             # of each run, for the curves
 bootstrap = 9999            # resamples behind the intervals over seeds and stories
 num_samples = 2             # stories of each loss, of the first seed
 start = 'One day, a little girl named Lily' # how they begin; '' = a new story
+jobs = 1                    # runs at a time; they share the cores (or the GPU)
 # -----------------------------------------------------------------------------
 
 
@@ -43,13 +45,14 @@ own, others = split_arguments({key for key in globals() if key[0] != '_'})
 configure(globals(), argv=own, rules=[
     ("name != '' and '/' not in name and name[0] != '.'", 'choose another'), "losses != ''", '1 <= seeds <= 1000',
     '0 <= first_seed < 2**31', "reading in ('softmax', 'link', 'fitted')", "split in ('val', 'test')",
-    'evaluations >= 1', 'bootstrap >= 1', 'num_samples >= 0'])
+    'evaluations >= 1', 'bootstrap >= 1', 'num_samples >= 0', 'margin >= 0', '1 <= jobs <= 1000'])
 import json
 import os
 import platform
 import signal
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -68,6 +71,7 @@ import runs
 HERE = Path(__file__).resolve().parent
 FOLDER = Path('results') / name
 READINGS = ('softmax', 'link', 'fitted')
+THREADS = max(1, os.cpu_count() // jobs) if jobs > 1 and 'OMP_NUM_THREADS' not in os.environ else 0  # of a run
 SET_HERE = ('out_dir', 'seed', 'loss', 'eval_interval', 'eval_only', 'init_from', 'sample_tokens')
 
 
@@ -108,7 +112,7 @@ def iterations(settings, arm):
         kept = FOLDER / 'speeds.json'
         speeds = json.loads(kept.read_text()) if kept.exists() else {}
         if arm not in speeds:
-            speeds[arm] = runs.speed(settings, FOLDER / 'runs')
+            speeds[arm] = runs.speed(settings, FOLDER / 'runs', THREADS)
             kept.write_text(json.dumps(speeds))
         return max(1, int(speeds[arm] * amount))
     return max(1, round(amount if kind == 'iters' else amount / runs.tokens_per_iter(settings)))
@@ -130,16 +134,25 @@ def train(arm, settings, seed):
     if lines and lines[-1]['iter'] >= n and (place / 'ckpt.pt').exists():
         return True
     resume = {'init_from': 'resume'} if (place / 'ckpt.pt').exists() else {}
-    status, last = runs.train(settings, place, seed=seed, out_dir=str(place), eval_interval=-(-n // evaluations),
-                              **resume)
+    status, last = runs.train(settings, place, threads=THREADS, seed=seed, out_dir=str(place),
+                              eval_interval=-(-n // evaluations), **resume)
     if status == runs.DIVERGED:
         (place / 'diverged').write_text(last)
         return False
+    if runs.STOPPING.is_set():
+        raise SystemExit
     if status > 128:
         stop(status - 128, None)
     if status:
         fail(f'{arm}, seed {seed}: train.py ended with status {status} ({last}); see {place}/log.txt')
     return True
+
+
+def run(arm, settings, seed):
+    """Train and score it; what came out, in words."""
+    if not train(arm, settings, seed):
+        return 'diverged'
+    return f'{evaluate(arm, seed)[0]["readings"][reading]["nats"]:.4f} nats'
 
 
 def evaluate(arm, seed):
@@ -149,7 +162,11 @@ def evaluate(arm, seed):
     if not said.exists():
         flags = [f'--checkpoint={place}/ckpt.pt', f'--split={split}', '--json=True', f'--arrays={arrays}',
                  '--bootstrap=99']
-        done = subprocess.run([sys.executable, str(HERE / 'evaluate.py'), *flags], capture_output=True, text=True)
+        threads = {'OMP_NUM_THREADS': str(THREADS)} if THREADS else {}
+        done = subprocess.run([sys.executable, str(HERE / 'evaluate.py'), *flags], capture_output=True, text=True,
+                              env={**os.environ, **threads})
+        if runs.STOPPING.is_set():
+            raise SystemExit
         if done.returncode:
             fail(f'{arm}, seed {seed}: {done.stderr.strip().removeprefix("error: ")}')
         partial = said.with_suffix('.partial')
@@ -175,19 +192,23 @@ def stop(number, _):
 # what came out
 
 MEASURES = {'nats': 'nats a token', 'top1': 'top-1 accuracy', 'brier': 'Brier score', 'ece_mass': 'ECE'}
+FITTED = {'brier_fitted': 'Brier score, the other tempered', 'ece_mass_fitted': 'ECE, the other tempered'}
 
 
 def differences(done):
     """{arm: {measure: paired_t of the differences to the first arm over seeds}}, in the declared reading; for nats and
-    top1 also an interval over seeds and stories, 'crossed', and with 8 seeds or more a sign-flip p, 'flip'."""
+    top1 also an interval over seeds and stories, 'crossed', and with 8 seeds or more a sign-flip p, 'flip'.
+    brier_fitted and ece_mass_fitted: to the first arm read with the temperature that was fitted to it."""
     base, *rest = done
     out = {}
     for arm in rest:
         common = [seed for seed in done[arm] if seed in done[base]]
         out[arm] = {'seeds': len(common)}
-        for measure in MEASURES if common else ():
-            d = np.array([done[arm][seed][0]['readings'][reading][measure] -
-                          done[base][seed][0]['readings'][reading][measure] for seed in common])
+        for measure in [*MEASURES, *FITTED] if common else ():
+            of_base = 'fitted' if measure in FITTED else reading
+            key = measure.removesuffix('_fitted')
+            d = np.array([done[arm][seed][0]['readings'][reading][key] -
+                          done[base][seed][0]['readings'][of_base][key] for seed in common])
             out[arm][measure] = metrics.paired_t(d)
             if len(d) >= 8:
                 out[arm][measure]['flip'] = float(metrics.sign_flip(d[:, None], 99_999, 1)[0])
@@ -219,13 +240,17 @@ def table(done, settings, against, about):
     for arm, of in against.items():
         text += f'\n## {arm} less {first}, {of["seeds"]} seeds\n\n| | difference | 95 % over seeds (t) | p (t) | ' \
                 '95 % over seeds and stories | smallest that would have been seen (80 %) |\n|---|---|---|---|---|---|\n'
-        for measure, title in MEASURES.items():
+        for measure, title in {**MEASURES, **FITTED}.items():
             if (d := of.get(measure)) is None:
                 continue
             cells = [f'{d["mean"]:+.4f}', span(d['interval']), '' if d['p'] is None else f'{d["p"]:.4f}' + (
                 f' (sign flips {d["flip"]:.4f})' if 'flip' in d else ''), span(d.get('crossed')),
                 '' if d['detectable'] is None else f'{d["detectable"]:.4f}']
             text += f'| {title} | ' + ' | '.join(cells) + ' |\n'
+        if 'nats' in of and (upper := of['nats']['upper99']) is not None:
+            text += f'\nIn nats surely (99 %) no more than {upper:+.4f} behind: ' + \
+                ('no worse by the margin of' if upper < margin else 'it may be worse than the margin of') + \
+                f' {margin:g}.\n'
     text += '\n## Settings\n\n'
     for arm, all_settings in settings.items():
         given = {key: x for key, x in all_settings.items() if x != runs.DEFAULTS[key] and key not in SET_HERE}
@@ -339,19 +364,24 @@ if plan.exists():
         fail(f'--name={name} is another study: {", ".join(changed[:5])}; choose another')
     wanted = {'settings': {**old['settings'], **wanted['settings']}, 'data': {**old['data'], **fingerprints}}
 plan.write_text(json.dumps(wanted, indent=1))
-started, finished, left = time.time(), 0, seeds * len(settings)
-for seed in range(first_seed, first_seed + seeds):
-    for arm in settings:
-        fine = train(arm, settings[arm], seed)
-        finished, left = finished + 1, left - 1
-        said = f'{evaluate(arm, seed)[0]["readings"][reading]["nats"]:.4f} nats' if fine else 'diverged'
-        interrupts.say(printable(f'{arm}, seed {seed}: {said}; {left} runs left, about '
-                                 f'{(time.time() - started) / finished * left / 60:.0f} min'))
+started = time.time()
+with ThreadPoolExecutor(jobs) as pool:
+    work = {pool.submit(run, arm, settings[arm], seed): (arm, seed)
+            for seed in range(first_seed, first_seed + seeds) for arm in settings}
+    try:
+        for finished, future in enumerate(as_completed(work), 1):
+            arm, seed = work[future]
+            interrupts.say(printable(f'{arm}, seed {seed}: {future.result()}; {len(work) - finished} runs left, about '
+                                     f'{(time.time() - started) / finished * (len(work) - finished) / 60:.0f} min'))
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        runs.stop_all()
+        raise
 tokens = {arm: of['max_iters'] * runs.tokens_per_iter(of) for arm, of in settings.items()}
 each_tokens = ', '.join(f'{arm} {count:,}' for arm, count in tokens.items())
 about = f'Data: {meta["source"] if meta else folder}' + ', SYNTHETIC stories' * bool(meta and meta['synthetic']) + \
     f', {split}.bin. Tokens of training a run: ' + \
     (f'{tokens[arm]:,}' if len(set(tokens.values())) == 1 else each_tokens) + f' ({budget})' * bool(budget) + \
-    f'. Machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores, OMP_NUM_THREADS ' \
-    f'{os.environ.get("OMP_NUM_THREADS", "not set")}, {time.strftime("%Y-%m-%d")}.'
+    f'. Machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores, {jobs} runs at a time, ' \
+    f'OMP_NUM_THREADS {THREADS or os.environ.get("OMP_NUM_THREADS", "not set")}, {time.strftime("%Y-%m-%d")}.'
 report(settings, about, wanted)

@@ -88,7 +88,8 @@ def crossed_bootstrap(sums, sizes, resamples, seed, level=0.95):
 
 
 def paired_t(differences, level=0.95, power=0.8):
-    """Student's t over pairs: {'mean', 'interval', 'p' (two-sided), 'detectable'}; None where one pair cannot say.
+    """Student's t over pairs: {'mean', 'interval', 'p' (two-sided), 'detectable', 'upper99'}; None where one pair
+    cannot say. upper99: the mean is below it, by a one-sided test at 1 %.
 
     differences (n,). detectable: the smallest true difference that n pairs as noisy as these would find at
     p < 1 - level with this power.
@@ -98,7 +99,7 @@ def paired_t(differences, level=0.95, power=0.8):
     n, mean = len(d), float(d.mean())
     error = float(d.std(ddof=1)) / math.sqrt(n) if n > 1 else 0.0
     if not error:  # one pair, or all alike
-        return {'mean': mean, 'interval': None, 'p': None, 'detectable': None}
+        return {'mean': mean, 'interval': None, 'p': None, 'detectable': None, 'upper99': None}
     critical = stats.t.ppf((1 + level) / 2, n - 1)
 
     # the noncentral t, as a mean over quantiles of the spread that n pairs would show (scipy's own gives NaN at n = 2)
@@ -107,6 +108,7 @@ def paired_t(differences, level=0.95, power=0.8):
     def missed(delta):
         return (stats.norm.cdf(delta - critical * spread) + stats.norm.cdf(-delta - critical * spread)).mean() - power
     return {'mean': mean, 'interval': [mean - critical * error, mean + critical * error],
+            'upper99': mean + float(stats.t.ppf(0.99, n - 1)) * error,
             'p': float(2 * stats.t.sf(abs(mean) / error, n - 1)),
             'detectable': float(optimize.brentq(missed, 0, 10 * critical)) * error}
 

@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import runlog
@@ -11,6 +12,14 @@ from configurator import fail, settings_of
 TRAIN = Path(__file__).resolve().parent / 'train.py'
 DEFAULTS, RULES = settings_of(TRAIN)
 DIVERGED = 3  # train.py's exit status
+LIVE, STOPPING = set(), threading.Event()
+
+
+def stop_all():
+    """Have the runs that are at work save and end, and let no other begin."""
+    STOPPING.set()
+    for process in list(LIVE):
+        process.terminate()
 
 
 def train(settings, place, each_line=lambda line: True, threads=0, **more):
@@ -21,6 +30,9 @@ def train(settings, place, each_line=lambda line: True, threads=0, **more):
     process = subprocess.Popen([sys.executable, str(TRAIN), *(f'--{k}={v}' for k, v in flags.items())],
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace',
                                env={**os.environ, **({'OMP_NUM_THREADS': str(threads)} if threads else {})})
+    LIVE.add(process)
+    if STOPPING.is_set():  # it came between
+        process.terminate()
     last = ''
     try:
         with open(place / 'log.txt', 'a', encoding='utf-8') as log:
@@ -32,6 +44,7 @@ def train(settings, place, each_line=lambda line: True, threads=0, **more):
                     break
         return process.wait(), last
     finally:
+        LIVE.discard(process)
         if process.poll() is None:
             process.terminate()
             process.wait()

@@ -17,6 +17,7 @@ def test_paired_t():
         said, theirs = metrics.paired_t(a - b), stats.ttest_rel(a, b)
         low, high = theirs.confidence_interval(0.95)
         assert said['p'] == pytest.approx(theirs.pvalue) and said['interval'] == pytest.approx([low, high])
+        assert said['upper99'] == pytest.approx(theirs.confidence_interval(0.98).high)
     d = generator.normal(size=5)
     d = (d - d.mean()) / d.std(ddof=1)  # standard deviation 1
     delta = metrics.paired_t(d)['detectable']
@@ -52,7 +53,7 @@ def test_a_study(tiny_data, tmp_path):
     place = tmp_path / 'results/s'
     times = {path: path.stat().st_mtime_ns for path in place.glob('runs/*/ckpt.pt')}
     assert len(times) == 2
-    status, out, err = run(ROOT / 'compare.py', *flags, '--seeds=2', cwd=tmp_path)
+    status, out, err = run(ROOT / 'compare.py', *flags, '--seeds=2', '--jobs=2', cwd=tmp_path)
     assert status == 0, err
     assert all(path.stat().st_mtime_ns == was for path, was in times.items()) and len(list(place.glob('runs/*'))) == 4
     said = json.loads((place / 'results.json').read_text())
