@@ -62,11 +62,11 @@ def read_meta(folder, vocab_size=0):
     return meta
 
 
-def open_bin(folder, split, meta, block_size=1):
-    """Tokens of a split as a read-only memmap (n,) of uint8 or uint16; see also unchanged().
+def open_bin(folder, split, meta, block_size=1, first=0):
+    """Tokens of a split as a read-only memmap (n,) of uint8 or uint16, the first so many or all; see also unchanged().
 
     Raises OSError or ValueError: no such file, not longer than a block, not as long as meta.json
-    says, an id out of the vocabulary.
+    says, an id out of the vocabulary, fewer tokens than asked for.
     """
     path = Path(folder) / f'{split}.bin'
     dtype = np.dtype(meta['dtype'] if meta else 'uint16').newbyteorder('<')
@@ -86,7 +86,14 @@ def open_bin(folder, split, meta, block_size=1):
     vocab_size, largest = meta['vocab_size'] if meta else 50257, int(tokens.max())
     if largest >= vocab_size:
         raise ValueError(f'{path} holds id {largest}, but its vocabulary has {vocab_size} ids; prepare the data again')
-    return tokens
+    if not first:
+        return tokens
+    if not block_size < first <= len(tokens):
+        raise ValueError(f'the first {first:,} tokens of {path} are asked for; it holds {len(tokens):,}, and more than '
+                         f'block_size={block_size} are needed')
+    part = tokens[:first]
+    part.state = tokens.state
+    return part
 
 
 def _state(path):

@@ -339,6 +339,7 @@ try:
     folder = bins.find(one['dataset'])
     meta = bins.read_meta(folder, one['vocab_size'])
     fingerprints = {part: bins.fingerprint(bins.open_bin(folder, part, meta)) for part in ('train', 'val', split)}
+    train_size = len(bins.open_bin(folder, 'train', meta, one['block_size'], one['train_tokens']))
     (FOLDER / 'runs').mkdir(parents=True, exist_ok=True)
     lock = FileLock(FOLDER / 'lock', timeout=0)
     lock.acquire()
@@ -380,7 +381,7 @@ with ThreadPoolExecutor(jobs) as pool:
 tokens = {arm: of['max_iters'] * runs.tokens_per_iter(of) for arm, of in settings.items()}
 each_tokens = ', '.join(f'{arm} {count:,}' for arm, count in tokens.items())
 about = f'Data: {meta["source"] if meta else folder}' + ', SYNTHETIC stories' * bool(meta and meta['synthetic']) + \
-    f', {split}.bin. Tokens of training a run: ' + \
+    f', scored on {split}.bin; {train_size:,} training tokens. Seen in a run: ' + \
     (f'{tokens[arm]:,}' if len(set(tokens.values())) == 1 else each_tokens) + f' ({budget})' * bool(budget) + \
     f'. Machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores, {jobs} runs at a time, ' \
     f'OMP_NUM_THREADS {THREADS or os.environ.get("OMP_NUM_THREADS", "not set")}, {time.strftime("%Y-%m-%d")}.'

@@ -22,6 +22,8 @@ stride = 0                  # tokens by which the window slides in stories longe
                             # 0 = half of block_size
 batch_size = 16             # windows at a time; changes the speed, not the figures
 device = 'auto'             # auto | cpu | cuda | cuda:1 | mps
+random_batches = 0          # also what nanoGPT's own reading, softmax on so many random batches of batch_size
+                            # blocks, would have said: 95 % of such readings
 bootstrap = 9999            # resamples behind the intervals and p-values
 seed = 1337                 # of the resamples
 # -----------------------------------------------------------------------------
@@ -34,6 +36,7 @@ configure(globals(), rules=[
     ("not (checkpoint and out_dir)", 'give the one or the other'), "split in ('val', 'test', 'train')",
     'stride >= 0', 'batch_size >= 1', '1 <= bootstrap <= 10**7', 'seed >= 0',
     ("not arrays or arrays.endswith('.npz')", 'name it so'),
+    'random_batches >= 0', ('not random_batches or blocks', 'add --blocks=True'),
     ('not per_byte or compare', 'give a second checkpoint with --compare=FILE'),
     "device == 'auto' or device.split(':')[0] in ('cpu', 'cuda', 'mps')",
 ])
@@ -176,6 +179,8 @@ def score(run):
         'synthetic': run.meta['synthetic'] if run.meta else None,
         'tokenizer': run.tokenizer.kind, 'vocab_size': run.tokenizer.vocab_size, 'block_size': run.block_size,
         'mode': UNITS, 'stride': None if blocks else stride or max(1, run.block_size // 2),
+        'random_batches': metrics.random_batches(run.sums['softmax']['nats'] / run.tokens, random_batches * batch_size,
+                                                 bootstrap, seed).tolist() if random_batches else None,
         UNITS: here.units, 'tokens': n, 'bytes': run.bytes,
         'objective': mean('objective') * losses.reported_scale(run.loss, run.model.config.vocab_size),
         'raw_link_sum': mean('link_sum'), 'raw_link_negative': mean('link_negative'),
@@ -306,6 +311,10 @@ def say(r):
         cells = [reading[key] for reading in r['readings'].values()]
         cells = ['?' if x is None else form.format(*x) if isinstance(x, list) else form.format(x) for x in cells]
         print(f'{title:22}' + ''.join(f'{cell:>20}' for cell in cells))
+    if r['random_batches']:
+        low, high = r['random_batches']
+        print(f'softmax on {random_batches} random batches of {batch_size} blocks: 95 % of such readings lie in '
+              f'[{low:.4f}, {high:.4f}] nats, [{math.exp(low):.3f}, {math.exp(high):.3f}] in perplexity')
     print(f'[ ] 95 % intervals: bootstrap over {UNITS}, {bootstrap:,} resamples. link: {1 - r["link_mix"]:g} link + '
           f'{r["link_mix"]:g} softmax.\n')
 

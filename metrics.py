@@ -87,6 +87,13 @@ def crossed_bootstrap(sums, sizes, resamples, seed, level=0.95):
     return np.quantile(np.concatenate(means), [tail, 1 - tail])
 
 
+def random_batches(means, drawn, readings, seed, level=0.95):
+    """Percentile interval (2,) of the mean of `drawn` units picked at random out of means (units,)."""
+    generator = rng.generator(rng.RESAMPLE, seed, 3)
+    found = [means[generator.integers(len(means), size=(n, drawn))].mean(1) for n in _chunks(readings, drawn)]
+    return np.quantile(np.concatenate(found), [(1 - level) / 2, (1 + level) / 2])
+
+
 def paired_t(differences, level=0.95, power=0.8):
     """Student's t over pairs: {'mean', 'interval', 'p' (two-sided), 'detectable', 'upper99'}; None where one pair
     cannot say. upper99: the mean is below it, by a one-sided test at 1 %.

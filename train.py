@@ -27,6 +27,7 @@ dataset = 'tinystories/bpe' # a name under data/, or any folder with train.bin a
 batch_size = 8              # windows in a micro-batch (torchrun's processes share an iteration's windows)
 gradient_accumulation_steps = 1 # micro-batches in an iteration
 block_size = 256            # tokens in a window, the longest context
+train_tokens = 0            # the first so many tokens of train.bin are all there is; 0 = all of it
 vocab_size = 0              # of bins without a tokenizer (nanoGPT's with a meta.pkl); 0 = as the data says
 seed = 1337                 # of initialisation, data order, dropout and samples
 # -----------------------------------------------------------------------------
@@ -76,8 +77,8 @@ compile = 'auto'            # auto | True | False: torch.compile, which takes a 
 config = configure(globals(), rules=[
     ("out_dir != ''", 'choose another'),
     'eval_interval >= 1', 'eval_iters >= 1', 'log_interval >= 1', 'keep_checkpoints >= 0', 'sample_tokens >= 0',
-    'batch_size >= 1', 'gradient_accumulation_steps >= 1', 'block_size >= 1', '0 <= vocab_size <= 65536',
-    '0 <= seed < 2**32', '1 <= n_layer <= 10_000', 'n_head >= 1', 'n_embd >= 1', 'n_embd % n_head == 0',
+    'batch_size >= 1', 'gradient_accumulation_steps >= 1', 'block_size >= 1', 'train_tokens >= 0',
+    '0 <= vocab_size <= 65536', '0 <= seed < 2**32', '1 <= n_layer <= 10_000', 'n_head >= 1', 'n_embd >= 1', 'n_embd % n_head == 0',
     '0 <= dropout < 1', "activation in ('gelu', 'gelu_tanh')",
     'squentropy_weight >= 0', "squentropy_schedule in ('constant', 'linear', 'cosine', 'step')",
     '0 < squentropy_end <= 1', 'mse_true_weight > 0', 'mse_target > 0', '0 <= mse_end < 1', '0 <= label_smoothing < 1',
@@ -129,7 +130,7 @@ try:
     compiled, why_compiled = machine.choose_compile(compile, device)
     folder = bins.find(dataset)
     meta = bins.read_meta(folder, vocab_size)
-    train_data = bins.open_bin(folder, 'train', meta, block_size)
+    train_data = bins.open_bin(folder, 'train', meta, block_size, train_tokens)
     val_data = bins.open_bin(folder, 'val', meta, block_size)
     tokenizer = Tokenizer.of_data(folder, meta)
     criterion = losses.make_loss(loss, tokenizer.vocab_size, **config)

@@ -93,3 +93,18 @@ def test_what_cannot_be_trained_on(tmp_path):
     (where / 'train.bin').write_bytes(b'abc')
     with pytest.raises(ValueError, match='3 bytes'):
         bins.open_bin(where, 'train', None)
+
+
+def test_the_first_tokens(tmp_path):
+    """open_bin(first=n) is the first n tokens, still watched for changes; more than there are is refused."""
+    tokens = np.arange(300, dtype='<u2')
+    tokens.tofile(tmp_path / 'train.bin')
+    part = bins.open_bin(tmp_path, 'train', None, 10, first=100)
+    assert np.array_equal(part, tokens[:100]) and bins.fingerprint(part) != bins.fingerprint(tokens)
+    assert bins.unchanged(part) is part
+    for first in (10, 301):
+        with pytest.raises(ValueError, match='it holds 300'):
+            bins.open_bin(tmp_path, 'train', None, 10, first=first)
+    tokens[:200].tofile(tmp_path / 'train.bin')
+    with pytest.raises(OSError, match='was changed'):
+        bins.unchanged(part)

@@ -39,6 +39,14 @@ def test_crossed_bootstrap():
     assert [low, high] == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.006)
 
 
+def test_random_batches():
+    """Of many units, the interval is the normal one of a mean of so many draws."""
+    means = np.random.default_rng(2).normal(3, 0.5, 5000)
+    half = 1.96 * means.std() / np.sqrt(40)
+    found = metrics.random_batches(means, 40, 20_000, 1)
+    assert found == pytest.approx([means.mean() - half, means.mean() + half], abs=0.005)
+
+
 SMALL = ['--n_layer=1', '--n_embd=16', '--n_head=2', '--block_size=32', '--eval_iters=1', '--batch_size=2',
          '--evaluations=2', '--budget=iters:4', '--bootstrap=99', '--num_samples=1', '--each=']
 
