@@ -126,6 +126,12 @@ FLAGS = [
     # what the script looks up or opens
     (TRAIN, '--loss=hinge', "'hinge'", 'choose from cross_entropy, mse'),
     (TRAIN, '--loss=', "''", 'choose from cross_entropy, mse'),
+    (TRAIN, '--squentropy_schedule=sqrt --loss=squentropy', "'sqrt'", "'linear'"),
+    (TRAIN, '--squentropy_schedule=linear', "'linear'", 'of --loss=squentropy'),
+    (TRAIN, '--loss=mse --z_loss=1e-3', 'z_loss=0.001', 'of --loss=cross_entropy'),
+    (TRAIN, '--mse_end=0.5', 'mse_end=0.5', 'of --loss=mse'),
+    (TRAIN, '--train_tokens=-1', 'train_tokens=-1', 'train_tokens >= 0'),
+    (EVALUATE, '--random_batches=10', 'random_batches=10', '--blocks=True'),
     (TRAIN, '--dataset=nowhere', '--dataset=nowhere', 'tinystories/bpe'),
     (TRAIN, '--dataset=', '--dataset=', 'tinystories/bpe'),
     (TRAIN, '--dataset=tinystories/nosuch', 'tinystories/nosuch', 'prepare.py --tokenizer=nosuch'),

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import checkpoint
+import losses
 from conftest import ROOT, run
 
 TINY = ['--n_layer=1', '--n_head=2', '--n_embd=16', '--block_size=32', '--batch_size=4', '--learning_rate=1e-2',
@@ -66,6 +67,22 @@ def test_resumed_run_is_the_uninterrupted_one(train, tmp_path, optimizer):
             assert torch.equal(torch.as_tensor(state[key]), torch.as_tensor(b['optimizer']['state'][i][key]))
     iterations = [m['iter'] for m in read(tmp_path / 'run/metrics.jsonl') if 'loss' in m]
     assert iterations == sorted(set(iterations))
+
+
+@pytest.mark.parametrize('schedule', [['--loss=squentropy', '--squentropy_schedule=linear'],
+                                      ['--loss=mse', '--mse_end=0.7']])
+def test_a_schedule_goes_on_where_it_was(train, tmp_path, schedule):
+    """A run that goes back to its checkpoint of iteration 20 ends in the same bits, and as cross-entropy."""
+    assert train(*schedule, '--keep_checkpoints=3')[0] == 0
+    whole = checkpoint.load(tmp_path / 'run/ckpt.pt')
+    before = {m['iter']: m['loss'] for m in read(tmp_path / 'run/metrics.jsonl') if 'loss' in m}
+    os.replace(tmp_path / 'run/ckpt-20.pt', tmp_path / 'run/ckpt.pt')
+    status, _, err = train(*schedule, '--init_from=resume')
+    assert status == 0, err
+    again = checkpoint.load(tmp_path / 'run/ckpt.pt')
+    assert all(torch.equal(x, again['model'][name]) for name, x in whole['model'].items())
+    assert {m['iter']: m['loss'] for m in read(tmp_path / 'run/metrics.jsonl') if 'loss' in m} == before
+    assert [*checkpoint.restore(again)[2]] == pytest.approx([*losses.cross_entropy(256)])
 
 
 def test_resume_refuses_another_run(train):
