@@ -35,7 +35,7 @@ class Family(NamedTuple):
     b1: float = 0.0
     b0: float = 0.0
     z: float = 0.0
-    centred: bool = False
+    centred: float = 0.0  # 1 or 0
 
 
 def cross_entropy(C, label_smoothing=0.0, z_loss=0.0):
@@ -63,13 +63,13 @@ def squentropy(C, squentropy_weight=1.0, squentropy_target=0.0, squentropy_centr
                                   'step': float(left > 0)}[squentropy_schedule]
     alpha, t = weight / (C - 1), squentropy_target
     return Family(c=1.0, a2=alpha, a1=-2 * alpha * t, b2=-alpha, b1=2 * alpha * t, b0=weight * t * t,
-                  centred=squentropy_centred)
+                  centred=float(squentropy_centred))
 
 
 def cross_entropy_plus_square(C, squentropy_weight=1.0):
     """Cross-entropy + alpha / C sum_j (f_j - mean f)^2: a control, which asks whether it matters to squentropy
     that the true class is left out and that the logits' mean counts."""
-    return Family(c=1.0, a2=squentropy_weight / C, centred=True)
+    return Family(c=1.0, a2=squentropy_weight / C, centred=1.0)
 
 
 def cross_entropy_plus_mse(C, true_weight=65.0):
