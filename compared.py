@@ -1,0 +1,147 @@
+"""What a study of compare.py found: differences over seeds, as a table and figures.
+
+done: {arm: {seed: (what evaluate.py said, its arrays)}}, logs: {arm: {seed: the entries of metrics.jsonl}}. The first
+arm is the one that the others are compared with.
+"""
+import numpy as np
+
+import metrics
+
+READINGS = ('softmax', 'link', 'fitted')
+MEASURES = {'nats': 'nats a token', 'top1': 'top-1 accuracy', 'brier': 'Brier score', 'ece_mass': 'ECE'}
+FITTED = {'brier_fitted': 'Brier score, the other tempered', 'ece_mass_fitted': 'ECE, the other tempered'}
+
+
+def differences(done, reading, bootstrap):
+    """{arm: {measure: paired_t of the differences to the first arm over seeds}}, in the declared reading; for nats and
+    top1 also an interval over seeds and stories, 'crossed', and with 8 seeds or more a sign-flip p, 'flip'.
+    brier_fitted and ece_mass_fitted: to the first arm read with the temperature that was fitted to it."""
+    base, *rest = done
+    out = {}
+    for arm in rest:
+        common = [seed for seed in done[arm] if seed in done[base]]
+        out[arm] = {'seeds': len(common)}
+        for measure in [*MEASURES, *FITTED] if common else ():
+            of_base = 'fitted' if measure in FITTED else reading
+            key = measure.removesuffix('_fitted')
+            d = np.array([done[arm][seed][0]['readings'][reading][key] -
+                          done[base][seed][0]['readings'][of_base][key] for seed in common])
+            out[arm][measure] = metrics.paired_t(d)
+            if len(d) >= 8:
+                out[arm][measure]['flip'] = float(metrics.sign_flip(d[:, None], 99_999, 1)[0])
+            if measure in ('nats', 'top1', 'brier'):
+                i = READINGS.index(reading)
+                sums = np.stack([done[arm][seed][1][measure][i] - done[base][seed][1][measure][i] for seed in common])
+                out[arm][measure]['crossed'] = metrics.crossed_bootstrap(
+                    sums, done[base][common[0]][1]['tokens'], bootstrap, 1).tolist()
+    return out
+
+
+def table(title, done, logs, given, against, about, reading, margin, seeds):
+    """table.md as text. given: {arm: what it was set to, in words}; seeds: as many as were asked for."""
+    text = f'# {title}\n\n{about}\n\nDeclared before: the reading is {reading}, the unit is the seed, losses are ' \
+           'paired by seed, and the last checkpoint of each run counts. Means over seeds (standard deviation).\n\n' \
+           '| | seeds | '
+    text += f'{reading}: ' + ' | '.join(MEASURES.values()) + ' | softmax: nats | fitted: nats | seconds |\n|'
+    text += '---|' * 9 + '\n'
+    for arm, runs_of in done.items():
+        cells = [arm, str(len(runs_of)) + (f' of {seeds}, the others diverged' if len(runs_of) < seeds else '')]
+        for key, measure in [*((reading, measure) for measure in MEASURES), ('softmax', 'nats'), ('fitted', 'nats')]:
+            x = np.array([result['readings'][key][measure] for result, _ in runs_of.values()])
+            spread = f' ({x.std(ddof=1):.4f})' if len(x) > 1 else ''
+            cells.append(f'{x.mean():.4f}{spread}' if len(x) else '')
+        spent = [max(line['seconds'] for line in logs[arm][seed]) for seed in runs_of]
+        text += '| ' + ' | '.join([*cells, f'{np.mean(spent):.0f}' if spent else '']) + ' |\n'
+    first = next(iter(done))
+    for arm, of in against.items():
+        text += f'\n## {arm} less {first}, {of["seeds"]} seeds\n\n| | difference | 95 % over seeds (t) | p (t) | ' \
+                '95 % over seeds and stories | smallest that would have been seen (80 %) |\n|---|---|---|---|---|---|\n'
+        for measure, title in {**MEASURES, **FITTED}.items():
+            if (d := of.get(measure)) is None:
+                continue
+            cells = [f'{d["mean"]:+.4f}', span(d['interval']), '' if d['p'] is None else f'{d["p"]:.4f}' + (
+                f' (sign flips {d["flip"]:.4f})' if 'flip' in d else ''), span(d.get('crossed')),
+                '' if d['detectable'] is None else f'{d["detectable"]:.4f}']
+            text += f'| {title} | ' + ' | '.join(cells) + ' |\n'
+        if 'nats' in of and (upper := of['nats']['upper99']) is not None:
+            text += f'\nIn nats surely (99 %) no more than {upper:+.4f} behind: ' + \
+                ('no worse by the margin of' if upper < margin else 'it may be worse than the margin of') + \
+                f' {margin:g}.\n'
+    text += '\n## Settings\n\n'
+    for arm, words in given.items():
+        text += f'- {arm}: {words}\n'
+    return text
+
+
+def span(interval):
+    return '' if interval is None else f'[{interval[0]:+.4f}, {interval[1]:+.4f}]'
+
+
+def figures(folder, done, logs, against, reading):
+    """differences.png: to the first arm, of each seed; curves.png: nats on val.bin against tokens and seconds;
+    calibration.png; frequency.png."""
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    if against:
+        figure, axes = plt.subplots(1, 2, figsize=(11, 1.4 + 0.32 * len(against)), sharey=True, layout='constrained')
+        for axis, measure in zip(axes, ('nats', 'top1'), strict=True):
+            axis.axvline(0, color='0.6', linewidth=1)
+            for row, arm in enumerate(against):
+                common = sorted(done[arm].keys() & done[next(iter(done))].keys())
+                each = [done[arm][seed][0]['readings'][reading][measure] -
+                        done[next(iter(done))][seed][0]['readings'][reading][measure] for seed in common]
+                axis.plot(each, [row] * len(each), 'o', color='C0', markersize=4, alpha=0.5)
+                if common and against[arm][measure]['interval']:
+                    axis.errorbar(np.mean(each), row, xerr=np.ptp(against[arm][measure]['interval']) / 2, fmt='|',
+                                  color='black', capsize=3, linewidth=1)
+            axis.set(xlabel=f'{MEASURES[measure]}, {reading}: less {next(iter(done))}')
+        axes[0].set_yticks(range(len(against)), [arm.replace(':', '\n', 1) for arm in against], fontsize=8)
+        axes[0].invert_yaxis()
+        figure.suptitle('dots: seeds; bars: 95 % over seeds (t)', fontsize=9)
+        figure.savefig(folder / 'differences.png', dpi=110)
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout='constrained')
+    low = []
+    for color, arm in enumerate(done):
+        of_seed = [[line for line in logs[arm][seed] if 'val_nats' in line][1:] for seed in done[arm]]
+        if not of_seed:
+            continue
+        nats = np.array([[line['val_nats'] for line in lines] for lines in of_seed])
+        low += [nats.min(), np.median(nats[:, 0])]
+        for axis, key in zip(axes, ('tokens', 'seconds'), strict=True):
+            x = np.mean([[line[key] for line in lines] for lines in of_seed], axis=0)
+            axis.plot(x, nats.mean(0), color=f'C{color}', marker='o', markersize=3, label=f'{arm} ({len(nats)} seeds)')
+            axis.fill_between(x, nats.min(0), nats.max(0), color=f'C{color}', alpha=0.2, linewidth=0)
+    for axis, key in zip(axes, ('tokens', 'seconds'), strict=True):
+        axis.set(xlabel=f'{key} of training')
+        axis.set_xlim(left=0)
+    axes[0].set(ylabel='nats a token, fixed windows of val.bin, link reading')
+    axes[0].legend(title='mean; band: least to most', fontsize=8)
+    figure.savefig(folder / 'curves.png', dpi=110)
+
+    shown = {arm: of for arm, of in done.items() if of}
+    figure, axes = plt.subplots(1, len(shown), figsize=(4.2 * len(shown), 4.2), squeeze=False, layout='constrained')
+    for axis, (arm, of) in zip(axes[0], shown.items(), strict=True):
+        axis.plot([0, 1], [0, 1], color='0.7', linewidth=1)
+        for i, which in enumerate(READINGS):
+            for k, (result, arrays) in enumerate(of.values()):
+                count, confidence, correct = arrays['calibration'][i].T
+                axis.plot(confidence[count > 0], correct[count > 0], color=f'C{i}', linewidth=1,
+                          label=f'{which}, ECE {result["readings"][which]["ece_mass"]:.3f}' if not k else None)
+        axis.set(title=arm, xlabel='confidence', ylabel='share correct', xlim=(0, 1), ylim=(0, 1), aspect='equal')
+        axis.legend(fontsize=8)
+    figure.savefig(folder / 'calibration.png', dpi=110)
+
+    figure, axis = plt.subplots(figsize=(6.5, 4.2), layout='constrained')
+    for color, (arm, of) in enumerate(done.items()):
+        for k, (_, arrays) in enumerate(of.values()):
+            seen, scored, *sums = arrays['frequency'].T
+            there = scored > 0
+            axis.plot(seen[there], sums[READINGS.index(reading)][there] / scored[there], color=f'C{color}', marker='o',
+                      markersize=3, linewidth=1, label=None if k else arm)
+    axis.set(xscale='log', xlabel='how often the token is in train.bin (groups double)',
+             ylabel=f'nats a token, {reading}')
+    axis.legend()
+    figure.savefig(folder / 'frequency.png', dpi=110)
+    plt.close('all')
