@@ -95,6 +95,7 @@ def figures(folder, done, logs, against, reading):
                 if common and against[arm][measure]['interval']:
                     axis.errorbar(np.mean(each), row, xerr=np.ptp(against[arm][measure]['interval']) / 2, fmt='|',
                                   color='black', capsize=3, linewidth=1)
+            axis.locator_params(axis='x', nbins=6)
             axis.set(xlabel=f'{MEASURES[measure]}, {reading}: less {next(iter(done))}')
         axes[0].set_yticks(range(len(against)), [arm.replace(':', '\n', 1) for arm in against], fontsize=8)
         axes[0].invert_yaxis()
