@@ -96,11 +96,11 @@ def arms():
     return found
 
 
-def iterations(settings, arm):
-    """Of a run with this budget; the speed behind a budget of seconds is measured once, and kept."""
+def iterations():
+    """{arm: iterations of a run with this budget}."""
     kind, _, amount = budget.partition(':')
     if not budget:
-        return settings['max_iters']
+        return {arm: of['max_iters'] for arm, of in settings.items()}
     try:
         amount = float(amount)
         if kind not in ('iters', 'tokens', 'seconds') or not 1 <= amount < 2**53:
@@ -108,13 +108,27 @@ def iterations(settings, arm):
     except ValueError:
         fail(f'--budget={budget} is not iters:N, tokens:N or seconds:N', status=2)
     if kind == 'seconds':
-        kept = FOLDER / 'speeds.json'
-        speeds = json.loads(kept.read_text()) if kept.exists() else {}
-        if arm not in speeds:
-            speeds[arm] = runs.speed(settings, FOLDER / 'runs', THREADS)
-            kept.write_text(json.dumps(speeds))
-        return max(1, int(speeds[arm] * amount))
-    return max(1, round(amount if kind == 'iters' else amount / runs.tokens_per_iter(settings)))
+        return {arm: max(1, int(speed * amount)) for arm, speed in speeds().items()}
+    return {arm: max(1, round(amount if kind == 'iters' else amount / runs.tokens_per_iter(of)))
+            for arm, of in settings.items()}
+
+
+def speeds():
+    """{arm: iterations a second}, measured once and kept: medians of three short runs, in turns, since a shared
+    machine is now quick and now slow. What joins a study later is measured against its first arm again."""
+    kept = FOLDER / 'speeds.json'
+    known = json.loads(kept.read_text()) if kept.exists() else {}
+    first, new = next(iter(settings)), [arm for arm in settings if arm not in known]
+    if new:
+        found = {arm: [] for arm in dict.fromkeys([first, *new])}
+        for _ in range(3):
+            for arm in found:
+                found[arm].append(runs.speed(settings[arm], FOLDER / 'runs', THREADS))
+        found = {arm: float(np.median(of)) for arm, of in found.items()}
+        scale = known[first] / found[first] if known.get(first) and found[first] else 1
+        known |= {arm: found[arm] * scale for arm in new}
+        kept.write_text(json.dumps(known))
+    return {arm: known[arm] for arm in settings}
 
 
 def place_of(arm, seed):
@@ -223,8 +237,8 @@ try:
     lock.acquire()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    for arm in settings:
-        settings[arm]['max_iters'] = iterations(settings[arm], arm)
+    for arm, n in iterations().items():
+        settings[arm]['max_iters'] = n
 except Timeout:
     fail(f'--name={name}: another compare.py is at work in {FOLDER}; wait for its end, or choose another')
 except (FileExistsError, NotADirectoryError, PermissionError):
