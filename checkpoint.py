@@ -234,6 +234,11 @@ IDENTITY = {'batch_size', 'gradient_accumulation_steps', 'seed', 'n_layer', 'n_h
             'label_smoothing', 'z_loss'}
 
 
+# Settings that older checkpoints do not have, as they were then.
+LATER = {'squentropy_centred': False, 'squentropy_schedule': 'constant', 'squentropy_end': 1.0, 'mse_end': 0.0,
+         'label_smoothing': 0.0, 'z_loss': 0.0}
+
+
 def differences(checkpoint, config, data, machine):
     """What a run that resumes the checkpoint would change: two lists of 'name old -> new', those that
     are allowed, and those that would make it another run. Raises ValueError where it can't be resumed."""
@@ -242,7 +247,7 @@ def differences(checkpoint, config, data, machine):
         raise ValueError(f"{checkpoint['path']} can't be resumed, it has no {', '.join(missing)}; "
                          f"begin a new run from its weights: --init_from={checkpoint['path']} --out_dir=...")
     # the optimizer of old checkpoints; the loss of nanoGPT's
-    old = {'optimizer': 'adamw', 'loss': checkpoint['loss'].get('name')} | checkpoint['config']
+    old = {'optimizer': 'adamw', 'loss': checkpoint['loss'].get('name'), **LATER} | checkpoint['config']
     differing = [name for name in old if name in config and config[name] != old[name]
                and name not in ('init_from', 'out_dir')]
     changed = [f'{name} {old[name]} -> {config[name]}' for name in differing if name not in IDENTITY]

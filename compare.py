@@ -4,7 +4,7 @@
     python compare.py --name=alpha --losses=cross_entropy,squentropy:squentropy_weight=0.1 --seeds=8
 
 The losses are paired by seed: the same initialisation, the same windows in the same order. Each has its own
-config file (--each) with the hyperparameters it was tuned to; settings and config files of train.py that are
+config file (--each; README, "What it found", says how they were tuned); settings and config files of train.py that are
 given here come after it, for all losses, and those behind a loss's name last. What differs from the first loss is
 told over seeds. The same command again goes on with a study that was stopped: finished runs are kept.
 """
@@ -48,9 +48,7 @@ configure(globals(), argv=own, rules=[
     'evaluations >= 1', 'bootstrap >= 1', 'num_samples >= 0', 'margin >= 0', '1 <= jobs <= 1000'])
 import json
 import os
-import platform
 import signal
-import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -65,13 +63,15 @@ import numpy as np
 
 import bins
 import compared
+import losses as family
 import runlog
 import runs
 
 HERE = Path(__file__).resolve().parent
 FOLDER = Path('results') / name
 THREADS = max(1, os.cpu_count() // jobs) if jobs > 1 and 'OMP_NUM_THREADS' not in os.environ else 0  # of a run
-SET_HERE = ('out_dir', 'seed', 'loss', 'eval_interval', 'eval_only', 'init_from', 'sample_tokens')
+SET_HERE = ('out_dir', 'seed', 'loss', 'eval_interval', 'eval_only', 'init_from', 'sample_tokens', 'patience')
+SUFFIX = '-test' * (split == 'test')  # of the files of the last word, beside those of val.bin
 
 
 # -----------------------------------------------------------------------------
@@ -79,20 +79,33 @@ SET_HERE = ('out_dir', 'seed', 'loss', 'eval_interval', 'eval_only', 'init_from'
 
 def arms():
     """{name of the arm: settings of train.py}. Exits with one line for a mistake."""
-    for arg in others:
-        if (key := arg.removeprefix('--').partition('=')[0]) in SET_HERE:
-            fail(f'{arg}: compare.py sets {key} itself, for every run', status=2)
     found = {}
-    for arm in losses.split(','):
-        loss, *more = arm.strip().split(':')
-        settings = {**runs.DEFAULTS, '__file__': str(runs.TRAIN)}
+    for arm in map(str.strip, losses.split(',')):
+        loss, *more = arm.split(':')
         flags = [f'--{setting}' for setting in more]
         if any('=' not in flag for flag in flags):
             fail(f'--losses={losses}: {arm} is not written loss:key=value:key=value', status=2)
-        argv = [each.replace('{loss}', loss)] * bool(each) + others + flags + [f'--loss={loss}']
+        for arg in others + flags:
+            if (key := arg.removeprefix('--').partition('=')[0]) in SET_HERE:
+                fail(f'{arg}: compare.py sets {key} itself, for every run', status=2)
         if arm in found:
             fail(f'--losses={losses} has {arm} twice', status=2)
-        found[arm.strip()] = configure(settings, runs.RULES, argv)
+        try:
+            family.make_loss(loss, 10)
+        except ValueError as e:
+            fail(f'--losses={losses}: {e}', status=2)
+        own = each.replace('{loss}', loss)
+        if own and not os.path.isfile(own) and not (HERE / own).is_file():
+            fail(f'--each={each}: there is no {own}; write one, or take one for all, --each=config/train_tinystories_'
+                 'cross_entropy.py, or none, --each=', status=2)
+        found[arm] = configure({**runs.DEFAULTS, '__file__': str(runs.TRAIN)}, runs.RULES,
+                               [own] * bool(own) + others + flags + [f'--loss={loss}'])
+        for key in ('init_from', 'eval_only', 'patience'):
+            if found[arm][key] != runs.DEFAULTS[key]:
+                fail(f'{arm}: {key}={found[arm][key]} in a config file; compare.py sets it itself, for every run')
+    for key in ('dataset', 'vocab_size'):
+        if len({settings[key] for settings in found.values()}) > 1:
+            fail(f'--losses={losses}: arms of several {key}; losses are compared on the same tokens', status=2)
     return found
 
 
@@ -116,19 +129,36 @@ def iterations():
 def speeds():
     """{arm: iterations a second}, measured once and kept: medians of three short runs, in turns, since a shared
     machine is now quick and now slow. What joins a study later is measured against its first arm again."""
-    kept = FOLDER / 'speeds.json'
-    known = json.loads(kept.read_text()) if kept.exists() else {}
-    first, new = next(iter(settings)), [arm for arm in settings if arm not in known]
-    if new:
+    known = read_json(FOLDER / 'speeds.json')
+    first = next((arm for arm in settings if arm in known), next(iter(settings)))
+    if new := [arm for arm in settings if arm not in known]:
         found = {arm: [] for arm in dict.fromkeys([first, *new])}
         for _ in range(3):
-            for arm in found:
-                found[arm].append(runs.speed(settings[arm], FOLDER / 'runs', THREADS))
+            for arm in found:  # as many at a time as there will be
+                with ThreadPoolExecutor(jobs) as pool:
+                    each_of = pool.map(lambda i, arm=arm: runs.speed(settings[arm], FOLDER / 'runs', THREADS, i),
+                                       range(jobs))
+                    found[arm].append(np.mean(list(each_of)))
         found = {arm: float(np.median(of)) for arm, of in found.items()}
-        scale = known[first] / found[first] if known.get(first) and found[first] else 1
+        found = {arm: x or max(1.0, *found.values()) for arm, x in found.items()}  # one that diverges shall do so
+        scale = known.get(first, found[first]) / found[first]
         known |= {arm: found[arm] * scale for arm in new}
-        kept.write_text(json.dumps(known))
+        write(FOLDER / 'speeds.json', json.dumps(known))
     return {arm: known[arm] for arm in settings}
+
+
+def read_json(path):
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError:
+        fail(f'{path} is damaged; delete it, or choose another --name')
+
+
+def write(path, text):
+    """The whole file or none of it."""
+    partial = path.with_name(path.name + '.partial')
+    partial.write_text(text, encoding='utf-8')
+    os.replace(partial, path)
 
 
 def place_of(arm, seed):
@@ -143,19 +173,19 @@ def train(arm, settings, seed):
     place, n = place_of(arm, seed), settings['max_iters']
     if (place / 'diverged').exists():
         return False
-    lines = list(runlog.entries(place / 'metrics.jsonl'))
-    if lines and lines[-1]['iter'] >= n and (place / 'ckpt.pt').exists():
-        return True
+    scores = [place / f'{name}.json' for name in ('val', 'test')]
     resume = {'init_from': 'resume'} if (place / 'ckpt.pt').exists() else {}
+    if resume and any(read_json(path).get('iteration') == n for path in scores):
+        return True
+    for path in scores:  # of a run that was there before
+        path.unlink(missing_ok=True)
     status, last = runs.train(settings, place, threads=THREADS, seed=seed, out_dir=str(place),
                               eval_interval=-(-n // evaluations), **resume)
     if status == runs.DIVERGED:
         (place / 'diverged').write_text(last)
         return False
-    if runs.STOPPING.is_set():
-        raise SystemExit
-    if status > 128:
-        stop(status - 128, None)
+    if runs.STOPPING.is_set() or status in (130, 143):
+        raise SystemExit(130)
     if status:
         fail(f'{arm}, seed {seed}: train.py ended with status {status} ({last}); see {place}/log.txt')
     return True
@@ -163,6 +193,8 @@ def train(arm, settings, seed):
 
 def run(arm, settings, seed):
     """Train and score it; what came out, in words."""
+    if runs.STOPPING.is_set():
+        raise SystemExit(130)
     if not train(arm, settings, seed):
         return 'diverged'
     return f'{evaluate(arm, seed)[0]["readings"][reading]["nats"]:.4f} nats'
@@ -175,25 +207,23 @@ def evaluate(arm, seed):
     if not said.exists():
         flags = [f'--checkpoint={place}/ckpt.pt', f'--split={split}', '--json=True', f'--arrays={arrays}',
                  '--bootstrap=99']
-        threads = {'OMP_NUM_THREADS': str(THREADS)} if THREADS else {}
-        done = subprocess.run([sys.executable, str(HERE / 'evaluate.py'), *flags], capture_output=True, text=True,
-                              env={**os.environ, **threads})
+        out, err, status = runs.call('evaluate.py', flags, THREADS)
         if runs.STOPPING.is_set():
-            raise SystemExit
-        if done.returncode:
-            fail(f'{arm}, seed {seed}: {done.stderr.strip().removeprefix("error: ")}')
-        partial = said.with_suffix('.partial')
-        partial.write_text(done.stdout)
-        os.replace(partial, said)
+            raise SystemExit(130)
+        if status:
+            fail(f'{arm}, seed {seed}: {err.strip().removeprefix("error: ") or f"evaluate.py ended with {status}"}')
+        write(said, out)
     return json.loads(said.read_text()), np.load(arrays)
 
 
 def tell(arm):
-    """Stories of the first seed, from the loss's own reading."""
-    flags = [f'--out_dir={place_of(arm, first_seed)}', f'--num_samples={num_samples}', f'--start={start}',
+    """Stories of the first seed's last checkpoint, a list, from the loss's own reading."""
+    flags = [f'--checkpoint={place_of(arm, first_seed)}/ckpt.pt', f'--num_samples={num_samples}', f'--start={start}',
              '--max_new_tokens=200']
-    done = subprocess.run([sys.executable, str(HERE / 'sample.py'), *flags], capture_output=True, text=True)
-    return done.stdout if done.returncode == 0 else done.stderr
+    out, err, status = runs.call('sample.py', flags)
+    if status:
+        fail(f'{arm}, seed {first_seed}: no stories: {err.strip().removeprefix("error: ")}')
+    return out.split('\n' + '-' * 79 + '\n')[:num_samples]
 
 
 def stop(number, _):
@@ -209,20 +239,29 @@ def report(settings, about, wanted):
             for arm in done}
     given = {arm: ', '.join(f'{key}={x}' for key, x in of.items() if x != runs.DEFAULTS[key] and key not in SET_HERE)
              or 'the defaults' for arm, of in settings.items()}
+    if not any(done.values()):
+        fail(f'all runs of --name={name} diverged; lower --learning_rate, under another --name')
+    results = [result for of in done.values() for result, _ in of.values()]
+    machines = {f'{m.get("processor", "?")}, {m["device"]} {m["dtype"]}, {m["threads"]} threads, torch {m["torch"]}'
+                for m in (result['machine'] for result in results)}
+    about += f' Scored: {results[0]["stories"]:,} stories, {results[0]["tokens"]:,} tokens of {split}.bin. Machine' + \
+        's, NOT all the same' * (len(machines) > 1) + f': {"; ".join(sorted(machines))}.'
     against = compared.differences(done, reading, bootstrap)
     text = compared.table(name, done, logs, given, against, about, reading, margin, seeds)
-    (FOLDER / 'table.md').write_text(text, encoding='utf-8')
-    (FOLDER / 'results.json').write_text(json.dumps({
+    write(FOLDER / f'table{SUFFIX}.md', text)
+    write(FOLDER / f'results{SUFFIX}.json', json.dumps({
         'about': about, 'plan': wanted, 'differences': against,
         'runs': {arm: {str(seed): result for seed, (result, _) in of.items()} for arm, of in done.items()}}, indent=1))
-    compared.figures(FOLDER, done, logs, against, reading)
+    compared.figures(FOLDER, SUFFIX, done, logs, against, reading)
     if num_samples:
-        told = '\n'.join(f'## {arm}\n\n```\n{tell(arm)}```\n' for arm in done if first_seed in done[arm])
-        (FOLDER / 'stories.md').write_text(f'# Stories of seed {first_seed}, as they came\n\n{told}', encoding='utf-8')
+        told = {arm: tell(arm) for arm in done if first_seed in done[arm]}
+        text_of = [f'## {i + 1}\n\n' + '\n'.join(f'**{arm}**\n\n```\n{stories[i]}\n```\n'
+                                                 for arm, stories in told.items()) for i in range(num_samples)]
+        write(FOLDER / 'stories.md', f'# Stories of seed {first_seed}, as they came: the same beginning and the same '
+              'random numbers for all\n\n' + '\n'.join(text_of))
     for line in text.splitlines():
         interrupts.say(line)
-    interrupts.say(f'in {FOLDER}: table.md, results.json, differences.png, curves.png, calibration.png, frequency.png' +
-                   ', stories.md' * bool(num_samples))
+    interrupts.say(f'in {FOLDER}: table{SUFFIX}.md, results{SUFFIX}.json, stories.md and four figures')
 
 
 settings = arms()
@@ -232,6 +271,9 @@ try:
     meta = bins.read_meta(folder, one['vocab_size'])
     fingerprints = {part: bins.fingerprint(bins.open_bin(folder, part, meta)) for part in ('train', 'val', split)}
     train_size = len(bins.open_bin(folder, 'train', meta, one['block_size'], one['train_tokens']))
+except (OSError, ValueError) as e:
+    fail(e)
+try:
     (FOLDER / 'runs').mkdir(parents=True, exist_ok=True)
     lock = FileLock(FOLDER / 'lock', timeout=0)
     lock.acquire()
@@ -245,18 +287,21 @@ except (FileExistsError, NotADirectoryError, PermissionError):
     fail(f'--name={name}: {FOLDER} cannot be used; choose another')
 except (OSError, ValueError) as e:
     fail(e)
-wanted = {'settings': {arm: {key: x for key, x in all_settings.items() if key not in SET_HERE and key != '__file__'}
+wanted = {'declared': {'reading': reading, 'margin': margin, 'evaluations': evaluations},
+          'settings': {arm: {key: x for key, x in all_settings.items() if key not in SET_HERE and key != '__file__'}
                        for arm, all_settings in settings.items()}, 'data': fingerprints}
 plan = FOLDER / 'plan.json'
-if plan.exists():
-    old = json.loads(plan.read_text())
+if old := read_json(plan):
     changed = [f'{arm}: {key} {old["settings"][arm].get(key)} -> {x}' for arm, new in wanted['settings'].items()
-               if arm in old['settings'] for key, x in new.items() if old['settings'][arm].get(key) != x]
+               if arm in old['settings'] for key, x in new.items()
+               if old['settings'][arm].get(key, runs.DEFAULTS[key]) != x]
+    changed += [f'{key} {was} -> {wanted["declared"][key]}' for key, was in old.get('declared', {}).items()
+                if wanted['declared'][key] != was]
     changed += ['the data'] * any(old['data'].get(part, x) != x for part, x in fingerprints.items())
     if changed:
         fail(f'--name={name} is another study: {", ".join(changed[:5])}; choose another')
-    wanted = {'settings': {**old['settings'], **wanted['settings']}, 'data': {**old['data'], **fingerprints}}
-plan.write_text(json.dumps(wanted, indent=1))
+    wanted |= {'settings': {**old['settings'], **wanted['settings']}, 'data': {**old['data'], **fingerprints}}
+write(plan, json.dumps(wanted, indent=1))
 started = time.time()
 with ThreadPoolExecutor(jobs) as pool:
     work = {pool.submit(run, arm, settings[arm], seed): (arm, seed)
@@ -273,8 +318,7 @@ with ThreadPoolExecutor(jobs) as pool:
 tokens = {arm: of['max_iters'] * runs.tokens_per_iter(of) for arm, of in settings.items()}
 each_tokens = ', '.join(f'{arm} {count:,}' for arm, count in tokens.items())
 about = f'Data: {meta["source"] if meta else folder}' + ', SYNTHETIC stories' * bool(meta and meta['synthetic']) + \
-    f', scored on {split}.bin; {train_size:,} training tokens. Seen in a run: ' + \
+    f'; {train_size:,} training tokens. Seen in a run: ' + \
     (f'{tokens[arm]:,}' if len(set(tokens.values())) == 1 else each_tokens) + f' ({budget})' * bool(budget) + \
-    f'. Machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores, {jobs} runs at a time, ' \
-    f'OMP_NUM_THREADS {THREADS or os.environ.get("OMP_NUM_THREADS", "not set")}, {time.strftime("%Y-%m-%d")}.'
+    f'. {jobs} runs at a time, {time.strftime("%Y-%m-%d")}.'
 report(settings, about, wanted)

@@ -29,7 +29,7 @@ def differences(done, reading, bootstrap):
             out[arm][measure] = metrics.paired_t(d)
             if len(d) >= 8:
                 out[arm][measure]['flip'] = float(metrics.sign_flip(d[:, None], 99_999, 1)[0])
-            if measure in ('nats', 'top1', 'brier'):
+            if measure in ('nats', 'top1', 'brier') and len(common) > 1:
                 i = READINGS.index(reading)
                 sums = np.stack([done[arm][seed][1][measure][i] - done[base][seed][1][measure][i] for seed in common])
                 out[arm][measure]['crossed'] = metrics.crossed_bootstrap(
@@ -77,7 +77,7 @@ def span(interval):
     return '' if interval is None else f'[{interval[0]:+.4f}, {interval[1]:+.4f}]'
 
 
-def figures(folder, done, logs, against, reading):
+def figures(folder, suffix, done, logs, against, reading):
     """differences.png: to the first arm, of each seed; curves.png: nats on val.bin against tokens and seconds;
     calibration.png; frequency.png."""
     import matplotlib
@@ -100,16 +100,18 @@ def figures(folder, done, logs, against, reading):
         axes[0].set_yticks(range(len(against)), [arm.replace(':', '\n', 1) for arm in against], fontsize=8)
         axes[0].invert_yaxis()
         figure.suptitle('dots: seeds; bars: 95 % over seeds (t)', fontsize=9)
-        figure.savefig(folder / 'differences.png', dpi=110)
+        figure.savefig(folder / f'differences{suffix}.png', dpi=110)
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout='constrained')
-    low = []
+    shown = []
     for color, arm in enumerate(done):
         of_seed = [[line for line in logs[arm][seed] if 'val_nats' in line][1:] for seed in done[arm]]
         if not of_seed:
             continue
+        there = set.intersection(*({line['iter'] for line in lines} for lines in of_seed))  # in all of them
+        of_seed = [[line for line in lines if line['iter'] in there] for lines in of_seed]
         nats = np.array([[line['val_nats'] for line in lines] for lines in of_seed])
-        low += [nats.min(), np.median(nats[:, 0])]
+        shown += [nats.min(), np.median(nats[:, 0])]
         for axis, key in zip(axes, ('tokens', 'seconds'), strict=True):
             x = np.mean([[line[key] for line in lines] for lines in of_seed], axis=0)
             axis.plot(x, nats.mean(0), color=f'C{color}', marker='o', markersize=3, label=f'{arm} ({len(nats)} seeds)')
@@ -117,13 +119,15 @@ def figures(folder, done, logs, against, reading):
     for axis, key in zip(axes, ('tokens', 'seconds'), strict=True):
         axis.set(xlabel=f'{key} of training')
         axis.set_xlim(left=0)
+    if shown:  # one that starts far off would press the others together
+        axes[0].set_ylim(min(shown) - 0.05, max(shown) + 0.05)
     axes[0].set(ylabel='nats a token, fixed windows of val.bin, link reading')
     axes[0].legend(title='mean; band: least to most', fontsize=8)
-    figure.savefig(folder / 'curves.png', dpi=110)
+    figure.savefig(folder / f'curves{suffix}.png', dpi=110)
 
-    shown = {arm: of for arm, of in done.items() if of}
-    figure, axes = plt.subplots(1, len(shown), figsize=(4.2 * len(shown), 4.2), squeeze=False, layout='constrained')
-    for axis, (arm, of) in zip(axes[0], shown.items(), strict=True):
+    done = {arm: of for arm, of in done.items() if of}
+    figure, axes = plt.subplots(1, len(done), figsize=(4.2 * len(done), 4.2), squeeze=False, layout='constrained')
+    for axis, (arm, of) in zip(axes[0], done.items(), strict=True):
         axis.plot([0, 1], [0, 1], color='0.7', linewidth=1)
         for i, which in enumerate(READINGS):
             for k, (result, arrays) in enumerate(of.values()):
@@ -132,7 +136,7 @@ def figures(folder, done, logs, against, reading):
                           label=f'{which}, ECE {result["readings"][which]["ece_mass"]:.3f}' if not k else None)
         axis.set(title=arm, xlabel='confidence', ylabel='share correct', xlim=(0, 1), ylim=(0, 1), aspect='equal')
         axis.legend(fontsize=8)
-    figure.savefig(folder / 'calibration.png', dpi=110)
+    figure.savefig(folder / f'calibration{suffix}.png', dpi=110)
 
     figure, axis = plt.subplots(figsize=(6.5, 4.2), layout='constrained')
     for color, (arm, of) in enumerate(done.items()):
@@ -144,5 +148,5 @@ def figures(folder, done, logs, against, reading):
     axis.set(xscale='log', xlabel='how often the token is in train.bin (groups double)',
              ylabel=f'nats a token, {reading}')
     axis.legend()
-    figure.savefig(folder / 'frequency.png', dpi=110)
+    figure.savefig(folder / f'frequency{suffix}.png', dpi=110)
     plt.close('all')

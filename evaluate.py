@@ -20,10 +20,10 @@ blocks = False              # True: blocks of block_size that cut across stories
                             # them; False: each story from a fresh context that begins with end-of-text
 stride = 0                  # tokens by which the window slides in stories longer than block_size;
                             # 0 = half of block_size
-batch_size = 16             # windows at a time; changes the speed, not the figures
+batch_size = 16             # windows at a time; changes the speed and, with random_batches, their size
 device = 'auto'             # auto | cpu | cuda | cuda:1 | mps
-random_batches = 0          # also what nanoGPT's own reading, softmax on so many random batches of batch_size
-                            # blocks, would have said: 95 % of such readings
+random_batches = 0          # also what a loop like nanoGPT's would have said: 95 % of the softmax readings of so
+                            # many random batches of batch_size blocks
 bootstrap = 9999            # resamples behind the intervals and p-values
 seed = 1337                 # of the resamples
 # -----------------------------------------------------------------------------
@@ -179,8 +179,10 @@ def score(run):
         'synthetic': run.meta['synthetic'] if run.meta else None,
         'tokenizer': run.tokenizer.kind, 'vocab_size': run.tokenizer.vocab_size, 'block_size': run.block_size,
         'mode': UNITS, 'stride': None if blocks else stride or max(1, run.block_size // 2),
-        'random_batches': metrics.random_batches(run.sums['softmax']['nats'] / run.tokens, random_batches * batch_size,
-                                                 bootstrap, seed).tolist() if random_batches else None,
+        'random_batches': metrics.random_batches(
+            (run.sums['softmax']['nats'] / run.tokens)[:max(1, here.units - 1)],  # the last one is short
+            random_batches * batch_size, bootstrap, seed).tolist() if random_batches else None,
+        'machine': run.loaded['machine'],
         UNITS: here.units, 'tokens': n, 'bytes': run.bytes,
         'objective': mean('objective') * losses.reported_scale(run.loss, run.model.config.vocab_size),
         'raw_link_sum': mean('link_sum'), 'raw_link_negative': mean('link_negative'),
@@ -205,7 +207,9 @@ def save_arrays(run, path):
         out['brier'].append(np.bincount(here.unit[scored], f['brier'][scored], here.units))
         groups = np.stack(metrics.calibration(f['confidence'][scored], f['top1'][scored], mass=True), 1)
         out['calibration'].append(np.pad(groups, ((0, 15 - len(groups)), (0, 0))))
-    seen = np.bincount(bins.open_bin(run.folder, 'train', run.meta), minlength=run.tokenizer.vocab_size)
+    config = run.loaded['config']
+    first = config['train_tokens'] if type(config.get('train_tokens')) is int else 0
+    seen = np.bincount(bins.open_bin(run.folder, 'train', run.meta, first=first), minlength=run.tokenizer.vocab_size)
     power = np.floor(np.log2(np.maximum(seen[here.tokens[scored]], 1))).astype(int)  # groups double
     columns = [np.bincount(power, weights) for weights in
                [None, *(run.figures[name]['nats'][scored] for name in scoring.READINGS)]]

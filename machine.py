@@ -1,9 +1,23 @@
 """Which device and floating-point type to use, and whether to compile: chosen by what the machine has."""
 import ctypes
 import importlib.util
+import os
+import platform
 from contextlib import nullcontext
 
 import torch
+
+
+def processor(device):
+    """What the processor, or the GPU, calls itself."""
+    if device.startswith('cuda'):
+        return torch.cuda.get_device_name(device)
+    try:
+        with open('/proc/cpuinfo') as f:
+            name = next(line.partition(':')[2].strip() for line in f if line.startswith('model name'))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f'{name}, {os.cpu_count()} cores'
 
 
 def choose(device='auto', dtype='auto', local_rank=None):

@@ -50,9 +50,23 @@ def train(settings, place, each_line=lambda line: True, threads=0, **more):
             process.wait()
 
 
-def speed(settings, place, threads=0):
-    """Iterations a second, of a short run; 0 where it diverges at once."""
-    probe = place / 'probe'
+def call(script, flags, threads=0):
+    """Run another script of ours: (stdout, stderr, exit status)."""
+    process = subprocess.Popen([sys.executable, str(TRAIN.with_name(script)), *flags], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True,
+                               env={**os.environ, **({'OMP_NUM_THREADS': str(threads)} if threads else {})})
+    LIVE.add(process)
+    if STOPPING.is_set():
+        process.terminate()
+    try:
+        return *process.communicate(), process.returncode
+    finally:
+        LIVE.discard(process)
+
+
+def speed(settings, place, threads=0, number=0):
+    """Iterations a second, of a short run; 0 where it diverges at once. number: one of several at a time."""
+    probe = place / f'probe{number}'
     status, last = train(settings, place, threads=threads, max_iters=21, out_dir=str(probe), eval_iters=1,
                          log_interval=20, eval_interval=21)
     if status not in (0, DIVERGED):

@@ -6,6 +6,7 @@
 from configurator import configure, fail, printable
 
 # -----------------------------------------------------------------------------
+checkpoint = ''          # a checkpoint file; '' = that of out_dir
 out_dir = ''             # the run to read: its best.pt, or else its ckpt.pt; '' = the newest under out/
 start = ''               # how the stories begin: text, or FILE:path of a text file; '' = a new story
 num_samples = 3          # stories, made side by side
@@ -19,7 +20,7 @@ dtype = 'auto'           # auto | float32 | bfloat16 | float16
 # -----------------------------------------------------------------------------
 configure(globals(), rules=[
     '1 <= num_samples <= 100_000', 'max_new_tokens >= 1', 'temperature >= 0', 'top_k >= 0', '0 < top_p <= 1',
-    'seed >= 0',
+    'seed >= 0', ("not (checkpoint and out_dir)", 'give the one or the other'),
     "dtype in ('auto', 'float32', 'bfloat16', 'float16')",
     "device == 'auto' or device.split(':')[0] in ('cpu', 'cuda', 'mps')",
 ])
@@ -31,7 +32,7 @@ import interrupts
 
 interrupts.quiet('lower --num_samples or --max_new_tokens')
 
-import checkpoint
+import checkpoint as checkpoints
 import machine
 import processes
 import rundir
@@ -40,11 +41,12 @@ import sampling
 if processes.world > 1:
     fail(f'sample.py is one process, not {processes.world}; start it without torchrun', status=2)
 try:
-    out_dir = out_dir or str(rundir.newest())
-    name = 'best.pt' if os.path.exists(f'{out_dir}/best.pt') else 'ckpt.pt'
-    loaded = checkpoint.load(f'{out_dir}/{name}')
+    if not checkpoint:
+        out_dir = out_dir or str(rundir.newest())
+        checkpoint = f'{out_dir}/best.pt' if os.path.exists(f'{out_dir}/best.pt') else f'{out_dir}/ckpt.pt'
+    loaded = checkpoints.load(checkpoint)
     device, dtype, autocast, _ = machine.choose(device, dtype)
-    model, tokenizer, loss = checkpoint.restore(loaded, device)
+    model, tokenizer, loss = checkpoints.restore(loaded, device)
     if start.startswith('FILE:'):
         try:
             with open(start.removeprefix('FILE:'), encoding='utf-8', errors='replace') as f:
@@ -57,7 +59,7 @@ try:
 except (OSError, ValueError) as e:
     fail(e)
 model.eval()
-print(printable(f"{out_dir}/{name}: {loaded['loss']['name']}, iteration {loaded['iter_num']:,}, validation "
+print(printable(f"{checkpoint}: {loaded['loss']['name']}, iteration {loaded['iter_num']:,}, validation "
                 f"{loaded['best_val_loss']:.4f} nats a token; trained on {loaded['data'].get('source', '?')}"),
       file=sys.stderr)
 

@@ -86,6 +86,7 @@ config = configure(globals(), rules=[
     ("loss == 'cross_entropy' or not label_smoothing and not z_loss", 'these two are of --loss=cross_entropy'),
     ("loss == 'squentropy' or squentropy_schedule == 'constant' and not squentropy_centred",
      'these two are of --loss=squentropy'),
+    ("squentropy_schedule != 'constant' or squentropy_end == 1", 'add --squentropy_schedule=linear, say'),
     ("loss == 'mse' or not mse_end", 'it is of --loss=mse'),
     "optimizer in ('adamw', 'muon')", 'learning_rate > 0', 'muon_learning_rate >= 0',
     ("optimizer == 'muon' or not muon_learning_rate", 'add --optimizer=muon'),
@@ -147,8 +148,9 @@ scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
 data = {'source': meta['source'] if meta else 'bins without meta.json, taken as GPT-2 tokens',
         'tokens': {'train': len(train_data), 'val': len(val_data)},
         'fingerprint': {'train': bins.fingerprint(train_data), 'val': bins.fingerprint(val_data)}}
-build = {'torch': str(torch.__version__), 'threads': torch.get_num_threads(), 'device': device_type, 'dtype': dtype,
-         'compiled': compiled, 'processes': processes.world}  # what the last bits of a run depend on
+build = {'processor': machine.processor(device), 'torch': str(torch.__version__), 'device': device_type,
+         'dtype': dtype, 'threads': torch.get_num_threads(), 'compiled': compiled,
+         'processes': processes.world}  # what the last bits of a run depend on
 val_starts = bins.val_windows(len(val_data), block_size, eval_iters * batch_size)
 decay_end = (lr_decay_iters or max_iters) if decay_lr else math.inf
 tokens_per_iter = gradient_accumulation_steps * batch_size * block_size
@@ -178,8 +180,9 @@ C = raw_model.config.vocab_size
 
 
 def criterion_at(it):
-    # C is not tokenizer.vocab_size where a run of nanoGPT's is resumed, with ids that stand for nothing
-    return losses.make_loss(loss, C, progress=it / max(1, max_iters), **config)
+    """The loss of iteration it. C is not tokenizer.vocab_size where a run of nanoGPT's is resumed, with ids that
+    stand for nothing."""
+    return losses.make_loss(loss, C, progress=max(0, it) / max(1, max_iters), **config)
 
 
 raw_model.to(device)
@@ -200,7 +203,6 @@ if resume:
     except ValueError as e:
         fail(e)
 start = None  # free the memory
-criterion = criterion_at(iter_num)
 
 
 def read(tokens, starts):
@@ -273,6 +275,7 @@ def perplexity(nats):
 
 # -----------------------------------------------------------------------------
 # say what will run
+criterion = criterion_at(iter_num - 1)  # evaluations read the model as what it was last trained with
 say(f"data: {folder}, {len(train_data):,} training tokens, {data['source']}")
 if meta and meta['synthetic']:
     say('      NOTE: synthetic stories of a grammar, not TinyStories; figures on them say nothing about TinyStories')
@@ -315,7 +318,6 @@ bar = tqdm(total=max_iters, initial=iter_num, unit='it', disable=None if here el
 end = ''
 x, y = train_batch(iter_num, 0)
 while True:
-    criterion = criterion_at(iter_num)
     lr = optimizers.learning_rate(iter_num, learning_rate, min_lr, warmup_iters, decay_end)
     for group in optimizer.param_groups:
         group['lr'] = lr * group['share']
@@ -359,6 +361,7 @@ while True:
         interrupts.save = False
         say(f'saved at iteration {iter_num}, as SIGUSR1 asked')
 
+    criterion = criterion_at(iter_num)
     # forward and backward; the next batch is read while a GPU is at work
     total = torch.zeros((), device=device)
     for micro_step in range(micro_steps):

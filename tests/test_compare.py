@@ -79,8 +79,11 @@ def test_a_study(tiny_data, tmp_path):
     table, stories = (place / 'table.md').read_text(), (place / 'stories.md').read_text()
     assert 'SYNTHETIC' in table and f'{np.mean(d):+.4f}' in table and stories.count('One day') == 2
     for more, says in ((['--budget=iters:5'], 'max_iters 4 -> 5'), (['--losses=mse:mse_target'], 'loss:key'),
-                       (['--losses=nothing'], "no loss 'nothing'"), (['--budget=hours:3'], '--budget=hours:3'),
-                       (['--seed=3'], 'compare.py sets seed'), (['--losses=mse,mse'], 'twice'),
+                       (['--losses=mse,nothing'], "no loss 'nothing'"), (['--reading=softmax'], 'reading link -> softmax'),
+                       (['--losses=mse,mse:dataset=x'], 'several dataset'), (['--losses=mse:seed=3'], 'sets seed'),
+                       (['--losses=cross_entropy_plus_square', '--each=no_{loss}.py'], '--each='),
+                       (['--budget=hours:3'], '--budget=hours:3'),
+                       (['--seed=3'], 'compare.py sets seed'), (['--losses=mse, mse'], 'twice'),
                        (['--nlayer=2'], 'did you mean --n_layer')):
         status, _, err = run(ROOT / 'compare.py', *flags, *more, cwd=tmp_path)
         assert status in (1, 2) and says in err and err.count('\n') == 1, (more, err)

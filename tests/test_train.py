@@ -69,7 +69,7 @@ def test_resumed_run_is_the_uninterrupted_one(train, tmp_path, optimizer):
     assert iterations == sorted(set(iterations))
 
 
-@pytest.mark.parametrize('schedule', [['--loss=squentropy', '--squentropy_schedule=linear'],
+@pytest.mark.parametrize('schedule', [['--loss=squentropy', '--squentropy_schedule=linear', '--squentropy_end=0.7'],
                                       ['--loss=mse', '--mse_end=0.7']])
 def test_a_schedule_goes_on_where_it_was(train, tmp_path, schedule):
     """A run that goes back to its checkpoint of iteration 20 ends in the same bits, and as cross-entropy."""
