@@ -242,8 +242,8 @@ def report(settings, about, wanted):
     if not any(done.values()):
         fail(f'all runs of --name={name} diverged; lower --learning_rate, under another --name')
     results = [result for of in done.values() for result, _ in of.values()]
-    machines = {f'{m.get("processor", "?")}, {m["device"]} {m["dtype"]}, {m["threads"]} threads, torch {m["torch"]}'
-                for m in (result['machine'] for result in results)}
+    machines = {', '.join(f'{m[key]}{unit}' for key, unit in (('processor', ''), ('device', ''), ('dtype', ''), (
+        'threads', ' threads'), ('torch', ' torch')) if key in m) for m in (r.get('machine', {}) for r in results)}
     about += f' Scored: {results[0]["stories"]:,} stories, {results[0]["tokens"]:,} tokens of {split}.bin. Machine' + \
         's, NOT all the same' * (len(machines) > 1) + f': {"; ".join(sorted(machines))}.'
     against = compared.differences(done, reading, bootstrap)

@@ -182,7 +182,7 @@ def score(run):
         'random_batches': metrics.random_batches(
             (run.sums['softmax']['nats'] / run.tokens)[:max(1, here.units - 1)],  # the last one is short
             random_batches * batch_size, bootstrap, seed).tolist() if random_batches else None,
-        'machine': run.loaded['machine'],
+        'machine': run.loaded.get('machine', {}),
         UNITS: here.units, 'tokens': n, 'bytes': run.bytes,
         'objective': mean('objective') * losses.reported_scale(run.loss, run.model.config.vocab_size),
         'raw_link_sum': mean('link_sum'), 'raw_link_negative': mean('link_negative'),
