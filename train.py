@@ -86,7 +86,7 @@ config = configure(globals(), rules=[
     ("loss == 'cross_entropy' or not label_smoothing and not z_loss", 'these two are of --loss=cross_entropy'),
     ("loss == 'squentropy' or squentropy_schedule == 'constant' and not squentropy_centred",
      'these two are of --loss=squentropy'),
-    ("squentropy_schedule != 'constant' or squentropy_end == 1", 'add --squentropy_schedule=linear, say'),
+    ("squentropy_end == 1 or squentropy_schedule in ('linear', 'cosine', 'step')", 'add --squentropy_schedule=linear'),
     ("loss == 'mse' or not mse_end", 'it is of --loss=mse'),
     "optimizer in ('adamw', 'muon')", 'learning_rate > 0', 'muon_learning_rate >= 0',
     ("optimizer == 'muon' or not muon_learning_rate", 'add --optimizer=muon'),

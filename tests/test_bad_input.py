@@ -214,14 +214,16 @@ RULES = [
     (TRAIN, '--eval_interval=0 --eval_iters=0 --log_interval=-1 --keep_checkpoints=-1 --sample_tokens=-1 '
             '--out_dir= --batch_size=0 --gradient_accumulation_steps=0 --block_size=0 --seed=4294967296 --n_layer=0 '
             '--vocab_size=-1 --n_head=-2 --n_embd=-1 --dropout=1 --activation=relu --squentropy_weight=-1 --mse_true_weight=0 '
-            '--mse_target=0 --optimizer=sgd --learning_rate=0 --muon_learning_rate=-1 '
+            '--mse_target=0 --optimizer=sgd --learning_rate=0 --muon_learning_rate=-1 --train_tokens=-1 '
+            '--loss=cross_entropy_plus_mse --squentropy_schedule=sqrt --squentropy_end=0 --mse_end=1 '
+            '--label_smoothing=-1 --z_loss=-1 '
             '--max_iters=-1 --weight_decay=-1 --beta1=1 --beta2=1.5 --grad_clip=-1 --warmup_iters=-1 '
             '--lr_decay_iters=-1 --min_lr=1 --patience=-1 --min_delta=-1 --dtype=float64 --compile=yes '
             '--device=tpu', None),
     (SAMPLE, '--num_samples=0 --max_new_tokens=0 --temperature=-1 --top_k=-1 --top_p=0 --seed=-1 --dtype= '
-             '--device=', None),
+             '--device= --checkpoint=run/best.pt', None),
     (EVALUATE, '--arrays=x --checkpoint=run/best.pt --out_dir=run --per_byte=True --split=dev --stride=-1 --batch_size=0 '
-               '--bootstrap=0 --seed=-1 --device=gpu', None),
+               '--bootstrap=0 --seed=-1 --device=gpu --random_batches=-1', None),
     (PREPARE, '--source=synthetic --input=stories.txt', [ONE_OR_THE_OTHER]),
     (PREPARE, '--source=web --tokenizer=words --val_input=a.txt --test_input=b.txt --val_fraction=0 '
               '--vocab_size=9 --max_stories=-1 --bpe_megabytes=-1 --workers=-1', None),
