@@ -96,10 +96,10 @@ def figures(folder, suffix, done, logs, against, reading):
                     axis.errorbar(np.mean(each), row, xerr=np.ptp(against[arm][measure]['interval']) / 2, fmt='|',
                                   color='black', capsize=3, linewidth=1)
             axis.locator_params(axis='x', nbins=6)
-            axis.set(xlabel=f'{MEASURES[measure]}, {reading}: less {next(iter(done))}')
+            axis.set(xlabel=f'{MEASURES[measure]} ({reading})')
         axes[0].set_yticks(range(len(against)), [arm.replace(':', '\n', 1) for arm in against], fontsize=8)
         axes[0].invert_yaxis()
-        figure.suptitle('dots: seeds; bars: 95 % over seeds (t)', fontsize=9)
+        figure.suptitle(f'less {next(iter(done))}; dots: seeds; bars: 95 % over seeds (t)', fontsize=9)
         figure.savefig(folder / f'differences{suffix}.png', dpi=110)
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout='constrained')
@@ -122,7 +122,7 @@ def figures(folder, suffix, done, logs, against, reading):
     if shown:  # one that starts far off would press the others together
         axes[0].set_ylim(min(shown) - 0.05, max(shown) + 0.05)
     axes[0].set(ylabel='nats a token, fixed windows of val.bin, link reading')
-    axes[0].legend(title='mean; band: least to most', fontsize=8)
+    axes[0].legend(title='mean; band: least to most', fontsize=8, loc='upper right')
     figure.savefig(folder / f'curves{suffix}.png', dpi=110)
 
     done = {arm: of for arm, of in done.items() if of}
