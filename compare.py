@@ -243,9 +243,9 @@ def report(settings, about, wanted):
         fail(f'all runs of --name={name} diverged; lower --learning_rate, under another --name')
     results = [result for of in done.values() for result, _ in of.values()]
     machines = {', '.join(f'{m[key]}{unit}' for key, unit in (('processor', ''), ('device', ''), ('dtype', ''), (
-        'threads', ' threads'), ('torch', ' torch')) if key in m) for m in (r.get('machine', {}) for r in results)}
+        'threads', ' threads'), ('torch', ' torch')) if key in m) for m in (r.get("machine", {}) for r in results)} - {""}
     about += f' Scored: {results[0]["stories"]:,} stories, {results[0]["tokens"]:,} tokens of {split}.bin. Machine' + \
-        's, NOT all the same' * (len(machines) > 1) + f': {"; ".join(sorted(machines))}.'
+        's, NOT all the same' * (len(machines) > 1) + f': {"; ".join(sorted(machines)) or "not recorded"}.'
     against = compared.differences(done, reading, bootstrap)
     text = compared.table(name, done, logs, given, against, about, reading, margin, seeds)
     write(FOLDER / f'table{SUFFIX}.md', text)

@@ -59,9 +59,10 @@ def table(title, done, logs, given, against, about, reading, margin, seeds):
         for measure, title in {**MEASURES, **FITTED}.items():
             if (d := of.get(measure)) is None:
                 continue
-            cells = [f'{d["mean"]:+.4f}', span(d['interval']), '' if d['p'] is None else f'{d["p"]:.4f}' + (
-                f' (sign flips {d["flip"]:.4f})' if 'flip' in d else ''), span(d.get('crossed')),
-                '' if d['detectable'] is None else f'{d["detectable"]:.4f}']
+            p = '' if d['p'] is None else f'{d["p"]:.4f}' if d['p'] >= 1e-4 else '< 0.0001'
+            flip = f' (sign flips {d["flip"]:.4f})' if 'flip' in d else ''
+            cells = [f'{d["mean"]:+.4f}', span(d['interval']), p + flip, span(d.get('crossed')),
+                     '' if d['detectable'] is None else f'{d["detectable"]:.4f}']
             text += f'| {title} | ' + ' | '.join(cells) + ' |\n'
         if 'nats' in of and (upper := of['nats']['upper99']) is not None:
             text += f'\nIn nats surely (99 %) no more than {upper:+.4f} behind: ' + \
