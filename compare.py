@@ -242,8 +242,9 @@ def report(settings, about, wanted):
     if not any(done.values()):
         fail(f'all runs of --name={name} diverged; lower --learning_rate, under another --name')
     results = [result for of in done.values() for result, _ in of.values()]
-    machines = {', '.join(f'{m[key]}{unit}' for key, unit in (('processor', ''), ('device', ''), ('dtype', ''), (
-        'threads', ' threads'), ('torch', ' torch')) if key in m) for m in (r.get("machine", {}) for r in results)} - {""}
+    units = {'processor': '', 'device': '', 'dtype': '', 'threads': ' threads', 'torch': ' torch'}
+    machines = {', '.join(f'{result["machine"][key]}{unit}' for key, unit in units.items() if key in result['machine'])
+                for result in results if result.get('machine')}
     about += f' Scored: {results[0]["stories"]:,} stories, {results[0]["tokens"]:,} tokens of {split}.bin. Machine' + \
         's, NOT all the same' * (len(machines) > 1) + f': {"; ".join(sorted(machines)) or "not recorded"}.'
     against = compared.differences(done, reading, bootstrap)
