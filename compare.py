@@ -307,11 +307,13 @@ started = time.time()
 with ThreadPoolExecutor(jobs) as pool:
     work = {pool.submit(run, arm, settings[arm], seed): (arm, seed)
             for seed in range(first_seed, first_seed + seeds) for arm in settings}
+    kept = sum((place_of(arm, seed) / f'{split}.json').exists() for arm, seed in work.values())  # they take no time
     try:
         for finished, future in enumerate(as_completed(work), 1):
             arm, seed = work[future]
-            interrupts.say(printable(f'{arm}, seed {seed}: {future.result()}; {len(work) - finished} runs left, about '
-                                     f'{(time.time() - started) / finished * (len(work) - finished) / 60:.0f} min'))
+            minutes = (time.time() - started) / max(1, finished - kept) * (len(work) - finished) / 60
+            interrupts.say(printable(f'{arm}, seed {seed}: {future.result()}; {len(work) - finished} runs left' +
+                                     f', about {minutes:.0f} min' * (finished > kept)))
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         runs.stop_all()
