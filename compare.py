@@ -77,6 +77,12 @@ SUFFIX = '-test' * (split == 'test')  # of the files of the last word, beside th
 # -----------------------------------------------------------------------------
 # what is compared
 
+def constants(loss):
+    """Settings of train.py that this loss of losses.py takes, a set; of a loss of your own there are none."""
+    code = family.FAMILY[loss].__code__ if loss in family.FAMILY else None
+    return set(code.co_varnames[1:code.co_argcount]) & set(runs.DEFAULTS) if code else set()
+
+
 def arms():
     """{name of the arm: settings of train.py}. Exits with one line for a mistake."""
     found = {}
@@ -94,6 +100,12 @@ def arms():
             family.make_loss(loss, 10)
         except ValueError as e:
             fail(f'--losses={losses}: {e}', status=2)
+        takes = constants(loss)
+        for setting in more:
+            key = setting.partition('=')[0]
+            if key not in takes and any(key in constants(of) for of in family.FAMILY):
+                fail(f'--losses={losses}: {loss} has no {key}; its own are {", ".join(sorted(takes)) or "none"}',
+                     status=2)
         own = each.replace('{loss}', loss)
         if own and not os.path.isfile(own) and not (HERE / own).is_file():
             fail(f'--each={each}: there is no {own}; write one, or take one for all, --each=config/train_tinystories_'

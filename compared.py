@@ -9,7 +9,7 @@ import metrics
 
 READINGS = ('softmax', 'link', 'fitted')
 MEASURES = {'nats': 'nats a token', 'top1': 'top-1 accuracy', 'brier': 'Brier score', 'ece_mass': 'ECE'}
-FITTED = {'brier_fitted': 'Brier score, the other tempered', 'ece_mass_fitted': 'ECE, the other tempered'}
+FITTED = {'brier_fitted': 'Brier score, the other fitted', 'ece_mass_fitted': 'ECE, the other fitted'}
 
 
 def differences(done, reading, bootstrap):
@@ -42,11 +42,12 @@ def table(title, done, logs, given, against, about, reading, margin, seeds):
     text = f'# {title}\n\n{about}\n\nDeclared before: the reading is {reading}, the unit is the seed, losses are ' \
            'paired by seed, and the last checkpoint of each run counts. Means over seeds (standard deviation).\n\n' \
            '| | seeds | '
-    text += f'{reading}: ' + ' | '.join(MEASURES.values()) + ' | softmax: nats | fitted: nats | seconds |\n|'
-    text += '---|' * 9 + '\n'
+    beside = [(name, measure) for name in READINGS if name != reading for measure in ('nats', 'brier')]
+    text += f'{reading}: ' + ' | '.join(MEASURES.values()) + ' | ' + \
+        ' | '.join(f'{name}: {MEASURES[measure]}' for name, measure in beside) + ' | seconds |\n|' + '---|' * 11 + '\n'
     for arm, runs_of in done.items():
         cells = [arm, str(len(runs_of)) + (f' of {seeds}, the others diverged' if len(runs_of) < seeds else '')]
-        for key, measure in [*((reading, measure) for measure in MEASURES), ('softmax', 'nats'), ('fitted', 'nats')]:
+        for key, measure in [*((reading, measure) for measure in MEASURES), *beside]:
             x = np.array([result['readings'][key][measure] for result, _ in runs_of.values()])
             spread = f' ({x.std(ddof=1):.4f})' if len(x) > 1 else ''
             cells.append(f'{x.mean():.4f}{spread}' if len(x) else '')
@@ -55,7 +56,8 @@ def table(title, done, logs, given, against, about, reading, margin, seeds):
     first = next(iter(done))
     for arm, of in against.items():
         text += f'\n## {arm} less {first}, {of["seeds"]} seeds\n\n| | difference | 95 % over seeds (t) | p (t) | ' \
-                '95 % over seeds and stories | smallest that would have been seen (80 %) |\n|---|---|---|---|---|---|\n'
+                '95 % over seeds and stories, drawn again (too narrow for few seeds) | smallest that would have been ' \
+                'seen (80 %) |\n|---|---|---|---|---|---|\n'
         for measure, title in {**MEASURES, **FITTED}.items():
             if (d := of.get(measure)) is None:
                 continue

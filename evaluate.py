@@ -207,9 +207,11 @@ def save_arrays(run, path):
         out['brier'].append(np.bincount(here.unit[scored], f['brier'][scored], here.units))
         groups = np.stack(metrics.calibration(f['confidence'][scored], f['top1'][scored], mass=True), 1)
         out['calibration'].append(np.pad(groups, ((0, 15 - len(groups)), (0, 0))))
-    config = run.loaded['config']
-    first = config['train_tokens'] if type(config.get('train_tokens')) is int else 0
-    seen = np.bincount(bins.open_bin(run.folder, 'train', run.meta, first=first), minlength=run.tokenizer.vocab_size)
+    first = run.loaded['config'].get('train_tokens')
+    train = bins.open_bin(run.folder, 'train', run.meta)
+    train = train[:first if type(first) is int and first > 0 else None]
+    seen = sum(np.bincount(train[i:i + 2**24], minlength=run.tokenizer.vocab_size)  # bincount copies, 8 bytes a token
+               for i in range(0, len(train), 2**24))
     power = np.floor(np.log2(np.maximum(seen[here.tokens[scored]], 1))).astype(int)  # groups double
     columns = [np.bincount(power, weights) for weights in
                [None, *(run.figures[name]['nats'][scored] for name in scoring.READINGS)]]
