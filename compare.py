@@ -6,7 +6,8 @@
 The losses are paired by seed: the same initialisation, the same windows in the same order. Each has its own
 config file (--each; README, "What it found", says how they were tuned); settings and config files of train.py that are
 given here come after it, for all losses, and those behind a loss's name last. What differs from the first loss is
-told over seeds. The same command again goes on with a study that was stopped: finished runs are kept.
+told over seeds. The same command again goes on with a study that was stopped: finished runs are kept. More losses or
+seeds join it: the table is always of all that were scored.
 """
 import sys
 
@@ -228,13 +229,13 @@ def evaluate(arm, seed):
     return json.loads(said.read_text()), np.load(arrays)
 
 
-def tell(arm):
-    """Stories of the first seed's last checkpoint, a list, from the loss's own reading."""
-    flags = [f'--checkpoint={place_of(arm, first_seed)}/ckpt.pt', f'--num_samples={num_samples}', f'--start={start}',
+def tell(arm, seed):
+    """Stories of this run's last checkpoint, a list, through the loss's own link."""
+    flags = [f'--checkpoint={place_of(arm, seed)}/ckpt.pt', f'--num_samples={num_samples}', f'--start={start}',
              '--max_new_tokens=200']
     out, err, status = runs.call('sample.py', flags)
     if status:
-        fail(f'{arm}, seed {first_seed}: no stories: {err.strip().removeprefix("error: ")}')
+        fail(f'{arm}, seed {seed}: no stories: {err.strip().removeprefix("error: ")}')
     return out.split('\n' + '-' * 79 + '\n')[:num_samples]
 
 
@@ -243,10 +244,12 @@ def stop(number, _):
     raise SystemExit(128 + number)
 
 
-def report(settings, about, wanted):
-    """Write table.md, results.json, the figures and stories.md of the runs that are there."""
-    done = {arm: {seed: evaluate(arm, seed) for seed in range(first_seed, first_seed + seeds)
-                  if not (place_of(arm, seed) / 'diverged').exists()} for arm in settings}
+def report(about, wanted):
+    """Write table.md, results.json, the figures and stories.md of all runs of the study that are scored."""
+    settings, seeds = wanted['settings'], wanted['seeds']
+    done = {arm: {seed: evaluate(arm, seed) for seed in seeds if (place_of(arm, seed) / f'{split}.json').exists()}
+            for arm in settings}
+    diverged = {arm: sum((place_of(arm, seed) / 'diverged').exists() for seed in seeds) for arm in settings}
     logs = {arm: {seed: list(runlog.entries(place_of(arm, seed) / 'metrics.jsonl')) for seed in done[arm]}
             for arm in done}
     given = {arm: ', '.join(f'{key}={x}' for key, x in of.items() if x != runs.DEFAULTS[key] and key not in SET_HERE)
@@ -260,18 +263,18 @@ def report(settings, about, wanted):
     about += f' Scored: {results[0]["stories"]:,} stories, {results[0]["tokens"]:,} tokens of {split}.bin. Machine' + \
         's, NOT all the same' * (len(machines) > 1) + f': {"; ".join(sorted(machines)) or "not recorded"}.'
     against = compared.differences(done, reading, bootstrap)
-    text = compared.table(name, done, logs, given, against, about, reading, margin, seeds)
+    text = compared.table(name, done, logs, given, against, about, reading, margin, len(seeds), diverged)
     write(FOLDER / f'table{SUFFIX}.md', text)
     write(FOLDER / f'results{SUFFIX}.json', json.dumps({
         'about': about, 'plan': wanted, 'differences': against,
         'runs': {arm: {str(seed): result for seed, (result, _) in of.items()} for arm, of in done.items()}}, indent=1))
     compared.figures(FOLDER, SUFFIX, done, logs, against, reading)
     if num_samples:
-        told = {arm: tell(arm) for arm in done if first_seed in done[arm]}
+        told = {arm: tell(arm, seeds[0]) for arm in done if seeds[0] in done[arm]}
         text_of = [f'## {i + 1}\n\n' + '\n'.join(f'**{arm}**\n\n```\n{stories[i]}\n```\n'
                                                  for arm, stories in told.items()) for i in range(num_samples)]
-        write(FOLDER / 'stories.md', f'# Stories of seed {first_seed}, as they came: the same beginning and the same '
-              'random numbers for all\n\n' + '\n'.join(text_of))
+        write(FOLDER / 'stories.md', f'# Stories of seed {seeds[0]}, as they came, each through the link of its loss: '
+              'the same beginning and the same random numbers for all\n\n' + '\n'.join(text_of))
     for line in text.splitlines():
         interrupts.say(line)
     interrupts.say(f'in {FOLDER}: table{SUFFIX}.md, results{SUFFIX}.json, stories.md and four figures')
@@ -302,7 +305,8 @@ except (OSError, ValueError) as e:
     fail(e)
 wanted = {'declared': {'reading': reading, 'margin': margin, 'evaluations': evaluations},
           'settings': {arm: {key: x for key, x in all_settings.items() if key not in SET_HERE and key != '__file__'}
-                       for arm, all_settings in settings.items()}, 'data': fingerprints}
+                       for arm, all_settings in settings.items()},
+          'seeds': list(range(first_seed, first_seed + seeds)), 'data': fingerprints}
 plan = FOLDER / 'plan.json'
 if old := read_json(plan):
     changed = [f'{arm}: {key} {old["settings"][arm].get(key)} -> {x}' for arm, new in wanted['settings'].items()
@@ -310,10 +314,13 @@ if old := read_json(plan):
                if old['settings'][arm].get(key, runs.DEFAULTS[key]) != x]
     changed += [f'{key} {was} -> {wanted["declared"][key]}' for key, was in old.get('declared', {}).items()
                 if wanted['declared'][key] != was]
+    changed += [f'the first of --losses {was} -> {arm}' for was, arm in
+                zip(list(old['settings'])[:1], settings, strict=False) if was != arm]
     changed += ['the data'] * any(old['data'].get(part, x) != x for part, x in fingerprints.items())
     if changed:
         fail(f'--name={name} is another study: {", ".join(changed[:5])}; choose another')
-    wanted |= {'settings': {**old['settings'], **wanted['settings']}, 'data': {**old['data'], **fingerprints}}
+    wanted |= {'settings': {**old['settings'], **wanted['settings']}, 'data': {**old['data'], **fingerprints},
+               'seeds': sorted({*old.get('seeds', []), *wanted['seeds']})}
 write(plan, json.dumps(wanted, indent=1))
 started = time.time()
 with ThreadPoolExecutor(jobs) as pool:
@@ -330,10 +337,10 @@ with ThreadPoolExecutor(jobs) as pool:
         pool.shutdown(wait=False, cancel_futures=True)
         runs.stop_all()
         raise
-tokens = {arm: of['max_iters'] * runs.tokens_per_iter(of) for arm, of in settings.items()}
+tokens = {arm: of['max_iters'] * runs.tokens_per_iter(of) for arm, of in wanted['settings'].items()}
 each_tokens = ', '.join(f'{arm} {count:,}' for arm, count in tokens.items())
 about = f'Data: {meta["source"] if meta else folder}' + ', SYNTHETIC stories' * bool(meta and meta['synthetic']) + \
     f'; {train_size:,} training tokens. Seen in a run: ' + \
-    (f'{tokens[arm]:,}' if len(set(tokens.values())) == 1 else each_tokens) + f' ({budget})' * bool(budget) + \
+    (f'{next(iter(tokens.values())):,}' if len(set(tokens.values())) == 1 else each_tokens) + f' ({budget})' * bool(budget) + \
     f'. {jobs} runs at a time, {time.strftime("%Y-%m-%d")}.'
-report(settings, about, wanted)
+report(about, wanted)

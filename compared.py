@@ -37,8 +37,9 @@ def differences(done, reading, bootstrap):
     return out
 
 
-def table(title, done, logs, given, against, about, reading, margin, seeds):
-    """table.md as text. given: {arm: what it was set to, in words}; seeds: as many as were asked for."""
+def table(title, done, logs, given, against, about, reading, margin, seeds, diverged):
+    """table.md as text. given: {arm: what it was set to, in words}; seeds: how many the study has; diverged: {arm: how
+    many of them did}."""
     text = f'# {title}\n\n{about}\n\nDeclared before: the reading is {reading}, the unit is the seed, losses are ' \
            'paired by seed, and the last checkpoint of each run counts. Means over seeds (standard deviation).\n\n' \
            '| | seeds | '
@@ -46,7 +47,8 @@ def table(title, done, logs, given, against, about, reading, margin, seeds):
     text += f'{reading}: ' + ' | '.join(MEASURES.values()) + ' | ' + \
         ' | '.join(f'{name}: {MEASURES[measure]}' for name, measure in beside) + ' | seconds |\n|' + '---|' * 11 + '\n'
     for arm, runs_of in done.items():
-        cells = [arm, str(len(runs_of)) + (f' of {seeds}, the others diverged' if len(runs_of) < seeds else '')]
+        cells = [arm, str(len(runs_of)) + f' of {seeds}' * (len(runs_of) < seeds) +
+                 f', {diverged[arm]} diverged' * bool(diverged[arm])]
         for key, measure in [*((reading, measure) for measure in MEASURES), *beside]:
             x = np.array([result['readings'][key][measure] for result, _ in runs_of.values()])
             spread = f' ({x.std(ddof=1):.4f})' if len(x) > 1 else ''
@@ -56,8 +58,7 @@ def table(title, done, logs, given, against, about, reading, margin, seeds):
     first = next(iter(done))
     for arm, of in against.items():
         text += f'\n## {arm} less {first}, {of["seeds"]} seeds\n\n| | difference | 95 % over seeds (t) | p (t) | ' \
-                '95 % over seeds and stories, drawn again (too narrow for few seeds) | smallest that would have been ' \
-                'seen (80 %) |\n|---|---|---|---|---|---|\n'
+                '95 % over seeds and stories | smallest that would have been seen (80 %) |\n|---|---|---|---|---|---|\n'
         for measure, title in {**MEASURES, **FITTED}.items():
             if (d := of.get(measure)) is None:
                 continue

@@ -273,6 +273,8 @@ try:
             os.makedirs(plots, exist_ok=True)
         except OSError as e:
             fail(f'--plots={plots} cannot be used: {e.strerror}; choose another')
+    if arrays and (os.path.isdir(arrays) or not os.access(os.path.dirname(arrays) or '.', os.W_OK)):
+        fail(f'--arrays={arrays} cannot be written; choose another')
     for run in runs:
         score(run)
 except (OSError, ValueError) as e:

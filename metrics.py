@@ -70,11 +70,13 @@ def sign_flip(differences, resamples, seed):
 
 
 def crossed_bootstrap(sums, sizes, resamples, seed, level=0.95):
-    """Percentile interval (2,) of the mean over runs of (sum of a run's sums) / (sum of sizes), where runs and units
-    are both drawn again, all runs seeing the same units (Owen 2007, the pigeonhole bootstrap).
+    """Interval (2,) of the mean over runs of (sum of a run's sums) / (sum of sizes), where runs and units are both
+    drawn again, all runs seeing the same units (Owen 2007, the pigeonhole bootstrap). Percentiles, stretched about
+    the mean as Student's t is to the normal, since of two or three runs the percentiles alone cover 60 to 80 %.
 
-    sums (runs, units), sizes (units,).
+    sums (runs, units) of two runs or more, sizes (units,).
     """
+    from scipy import stats  # late: half a second
     generator = rng.generator(rng.RESAMPLE, seed, 2)
     runs, units = sums.shape
     means = []
@@ -84,7 +86,9 @@ def crossed_bootstrap(sums, sizes, resamples, seed, level=0.95):
         ratios = (times @ sums.T) / (times @ sizes)[:, None]
         means.append(np.take_along_axis(ratios, generator.integers(runs, size=(n, runs)), 1).mean(1))
     tail = (1 - level) / 2
-    return np.quantile(np.concatenate(means), [tail, 1 - tail])
+    stretch = stats.t.ppf(1 - tail, runs - 1) / stats.norm.ppf(1 - tail) * math.sqrt(runs / (runs - 1))
+    mean = sums.sum() / sizes.sum() / runs
+    return mean + stretch * (np.quantile(np.concatenate(means), [tail, 1 - tail]) - mean)
 
 
 def random_batches(means, drawn, readings, seed, level=0.95):
