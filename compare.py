@@ -250,10 +250,11 @@ def report(about, wanted):
     done = {arm: {seed: evaluate(arm, seed) for seed in seeds if (place_of(arm, seed) / f'{split}.json').exists()}
             for arm in settings}
     diverged = {arm: sum((place_of(arm, seed) / 'diverged').exists() for seed in seeds) for arm in settings}
+    done = {arm: of for arm, of in done.items() if of or diverged[arm]}  # the others are of the other split
     logs = {arm: {seed: list(runlog.entries(place_of(arm, seed) / 'metrics.jsonl')) for seed in done[arm]}
             for arm in done}
-    given = {arm: ', '.join(f'{key}={x}' for key, x in of.items() if x != runs.DEFAULTS[key] and key not in SET_HERE)
-             or 'the defaults' for arm, of in settings.items()}
+    given = {arm: ', '.join(f'{key}={x}' for key, x in settings[arm].items()
+                        if x != runs.DEFAULTS[key] and key not in SET_HERE) or 'the defaults' for arm in done}
     if not any(done.values()):
         fail(f'all runs of --name={name} diverged; lower --learning_rate, under another --name')
     results = [result for of in done.values() for result, _ in of.values()]
@@ -277,7 +278,8 @@ def report(about, wanted):
               'the same beginning and the same random numbers for all\n\n' + '\n'.join(text_of))
     for line in text.splitlines():
         interrupts.say(line)
-    interrupts.say(f'in {FOLDER}: table{SUFFIX}.md, results{SUFFIX}.json, stories.md and four figures')
+    interrupts.say(f'in {FOLDER}: table{SUFFIX}.md, results{SUFFIX}.json, the figures' +
+                   ' and stories.md' * bool(num_samples))
 
 
 settings = arms()
@@ -339,8 +341,8 @@ with ThreadPoolExecutor(jobs) as pool:
         raise
 tokens = {arm: of['max_iters'] * runs.tokens_per_iter(of) for arm, of in wanted['settings'].items()}
 each_tokens = ', '.join(f'{arm} {count:,}' for arm, count in tokens.items())
+each_tokens = each_tokens if len(set(tokens.values())) > 1 else f'{next(iter(tokens.values())):,}'
 about = f'Data: {meta["source"] if meta else folder}' + ', SYNTHETIC stories' * bool(meta and meta['synthetic']) + \
-    f'; {train_size:,} training tokens. Seen in a run: ' + \
-    (f'{next(iter(tokens.values())):,}' if len(set(tokens.values())) == 1 else each_tokens) + f' ({budget})' * bool(budget) + \
+    f'; {train_size:,} training tokens. Seen in a run: {each_tokens}' + f' ({budget})' * bool(budget) + \
     f'. {jobs} runs at a time, {time.strftime("%Y-%m-%d")}.'
 report(about, wanted)
