@@ -88,7 +88,7 @@ def open_run(path):
                          'bytes is not known; --blocks=True, without --per_byte, scores it')
     if its_tokenizer.to_dict() != tokenizer.to_dict():
         raise ValueError(f'{path} has another tokenizer ({tokenizer.kind}, {tokenizer.vocab_size} ids) than '
-                         f'--dataset={name} ({its_tokenizer.kind}, {its_tokenizer.vocab_size} ids); '
+                         f'--dataset={name} ({its_tokenizer.kind}, {its_tokenizer.vocab_size} ids, not the same ones); '
                          'give the data it was trained with')
     if stride > model.config.block_size:
         raise ValueError(f'--stride={stride} is more than the block_size={model.config.block_size} of {path}; '
@@ -172,9 +172,11 @@ def score(run):
     def mean(key):
         value = float(figures[key][scored].mean(dtype=np.float64))
         return value if math.isfinite(value) else None
+    repo = bins.ROOT.parent  # results are passed on: they need not say where it lies
+    place = run.folder.relative_to(repo) if run.folder.is_relative_to(repo) else run.folder
     run.result = {
         'checkpoint': str(run.path), 'loss': run.loss_name, 'numbers': run.loaded['loss']['numbers'],
-        'iteration': run.loaded.get('iter_num'), 'data': str(run.folder), 'split': split,
+        'iteration': run.loaded.get('iter_num'), 'data': str(place), 'split': split,
         'source': run.meta['source'] if run.meta else 'bins without meta.json, taken as GPT-2 tokens',
         'synthetic': run.meta['synthetic'] if run.meta else None,
         'tokenizer': run.tokenizer.kind, 'vocab_size': run.tokenizer.vocab_size, 'block_size': run.block_size,
