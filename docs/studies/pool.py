@@ -1,0 +1,70 @@
+"""Several studies with the same losses as one: paired t over the seeds of all of them, and a figure.
+
+    python docs/studies/pool.py same_decay_05 same_decay_07 [--figure=docs/studies/same_decay.png]
+
+Each seed's runs are paired with the first loss's of the same seed in the same study, in the declared reading.
+"""
+import json
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent.parent))
+import compared
+import metrics
+from configurator import fail
+
+names = [arg for arg in sys.argv[1:] if arg[:2] != '--']
+figure = next((arg.partition('=')[2] for arg in sys.argv[1:] if arg.startswith('--figure=')), None)
+runs, reading = {}, None  # runs: {arm: {(study, seed): readings}}
+studies = [path.stem for path in sorted(HERE.glob('*.json')) if '"declared"' in path.read_text()]
+if not names or set(names) - set(studies):
+    fail(f'asked for {", ".join(names) or "nothing"}; there are {", ".join(studies)}', status=2)
+for study in names:
+    found = json.loads((HERE / f'{study}.json').read_text())
+    reading = found['plan']['declared']['reading']
+    for arm, of in found['runs'].items():
+        runs.setdefault(arm, {}).update({(study, seed): result['readings'] for seed, result in of.items()})
+
+
+def less(arm, base, measure, of_base):
+    """{(study, seed): difference} where both were run."""
+    return {key: runs[arm][key][reading][measure] - runs[base][key][of_base][measure]
+            for key in runs[arm] if key in runs[base]}
+
+
+print(f'{reading} | seeds | ' + ' | '.join(compared.MEASURES.values()))
+for arm, of in runs.items():
+    means = [sum(x[reading][key] for x in of.values()) / len(of) for key in compared.MEASURES]
+    print(f'{arm} | {len(of)} | ' + ' | '.join(f'{x:.4f}' for x in means))
+arms = list(runs)
+for base, arm in [(base, arm) for i, base in enumerate(arms) for arm in arms[i + 1:]]:
+    print(f'\n{arm} less {base}')
+    for measure, title in {**compared.MEASURES, **compared.FITTED}.items():
+        each = less(arm, base, measure.removesuffix('_fitted'), 'fitted' if measure in compared.FITTED else reading)
+        t = metrics.paired_t(list(each.values()))
+        print(f'{title}: {t["mean"]:+.4f} {compared.span(t["interval"])} p = {t["p"]:.2g}, n = {len(each)}, '
+              f'seen with 80 %: {t["detectable"]:.4f}' + f', upper 99 %: {t["upper99"]:+.4f}' * (measure == 'nats'))
+
+if figure:
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    drawn, axes = plt.subplots(1, 4, figsize=(11, 0.9 + 0.45 * len(arms)), sharey=True, layout='constrained')
+    for axis, (measure, title) in zip(axes, compared.MEASURES.items(), strict=True):
+        axis.axvline(0, color='0.6', linewidth=1)
+        for row, arm in enumerate(arms[1:]):
+            each = less(arm, arms[0], measure, reading)
+            for i, study in enumerate(names):
+                x = [d for key, d in each.items() if key[0] == study]
+                axis.plot(x, [row + 0.12 * (i - (len(names) - 1) / 2)] * len(x), 'o', color=f'C{i}', markersize=4,
+                          alpha=0.6, label=study if not row else None)
+            t = metrics.paired_t(list(each.values()))
+            axis.errorbar(t['mean'], row, xerr=t['mean'] - t['interval'][0], fmt='|', color='black', capsize=3)
+        axis.locator_params(axis='x', nbins=4)
+        axis.set(title=title)
+    axes[0].set_yticks(range(len(arms) - 1), [arm.replace(':', '\n') for arm in arms[1:]], fontsize=8)
+    axes[0].set_ylim(len(arms) - 1.5, -0.5)
+    axes[-1].legend(fontsize=7)
+    drawn.suptitle(f'less {arms[0]}; dots: seeds; bars: 95 % over seeds (t)', fontsize=9)
+    drawn.savefig(figure, dpi=110)
