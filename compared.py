@@ -9,13 +9,13 @@ import metrics
 
 READINGS = ('softmax', 'link', 'fitted')
 MEASURES = {'nats': 'nats a token', 'top1': 'top-1 accuracy', 'brier': 'Brier score', 'ece_mass': 'ECE'}
-FITTED = {'brier_fitted': 'Brier score, the other fitted', 'ece_mass_fitted': 'ECE, the other fitted'}
+FITTED = {f'{key}_fitted': f'{title}, the other fitted' for key, title in MEASURES.items() if key != 'top1'}
 
 
 def differences(done, reading, bootstrap):
     """{arm: {measure: paired_t of the differences to the first arm over seeds}}, in the declared reading; for nats and
     top1 also an interval over seeds and stories, 'crossed', and with 8 seeds or more a sign-flip p, 'flip'.
-    brier_fitted and ece_mass_fitted: to the first arm read with the temperature that was fitted to it."""
+    nats_fitted, brier_fitted and ece_mass_fitted: to the first arm read with the temperature that was fitted to it."""
     base, *rest = done
     out = {}
     for arm in rest:

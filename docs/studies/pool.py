@@ -1,12 +1,16 @@
 """Several studies with the same losses as one: paired t over the seeds of all of them, and a figure.
 
     python docs/studies/pool.py same_decay_05 same_decay_07 [--figure=docs/studies/same_decay.png]
+    python docs/studies/pool.py results/mine_05/results-test.json results/mine_07/results-test.json
 
-Each seed's runs are paired with the first loss's of the same seed in the same study, in the declared reading.
+A study is a name in this folder, or a results.json of compare.py. Each seed's runs are paired with the first loss's
+of the same seed in the same study, in the declared reading. With eight pairs or more sign flips stand beside the t.
 """
 import json
 import sys
 from pathlib import Path
+
+import numpy as np
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))
@@ -16,15 +20,21 @@ from configurator import fail
 
 names = [arg for arg in sys.argv[1:] if arg[:2] != '--']
 figure = next((arg.partition('=')[2] for arg in sys.argv[1:] if arg.startswith('--figure=')), None)
-runs, reading = {}, None  # runs: {arm: {(study, seed): readings}}
-studies = [path.stem for path in sorted(HERE.glob('*.json')) if '"declared"' in path.read_text()]
-if not names or set(names) - set(studies):
-    fail(f'asked for {", ".join(names) or "nothing"}; there are {", ".join(studies)}', status=2)
+runs, readings, seeds = {}, set(), []  # runs: {arm: {(study, seed): readings}}
+kept = [path.stem for path in sorted(HERE.glob('*.json')) if '"declared"' in path.read_text()]
+if not names or any(name not in kept and not Path(name).is_file() for name in names):
+    fail(f'asked for {", ".join(names) or "nothing"}; give results.json of compare.py, or some of {", ".join(kept)}',
+         status=2)
 for study in names:
-    found = json.loads((HERE / f'{study}.json').read_text())
-    reading = found['plan']['declared']['reading']
+    found = json.loads((HERE / f'{study}.json' if study in kept else Path(study)).read_text())
+    readings.add(reading := found['plan']['declared']['reading'])
+    seeds += {seed for of in found['runs'].values() for seed in of}
     for arm, of in found['runs'].items():
         runs.setdefault(arm, {}).update({(study, seed): result['readings'] for seed, result in of.items()})
+if len(readings) > 1:
+    fail(f'their declared readings differ: {", ".join(sorted(readings))}')
+if len(seeds) > len(set(seeds)):
+    fail('they share seeds, whose runs would count twice')
 
 
 def less(arm, base, measure, of_base):
@@ -33,18 +43,24 @@ def less(arm, base, measure, of_base):
             for key in runs[arm] if key in runs[base]}
 
 
-print(f'{reading} | seeds | ' + ' | '.join(compared.MEASURES.values()))
+print('means | seeds | ' + ' | '.join(compared.MEASURES.values()))
 for arm, of in runs.items():
-    means = [sum(x[reading][key] for x in of.values()) / len(of) for key in compared.MEASURES]
-    print(f'{arm} | {len(of)} | ' + ' | '.join(f'{x:.4f}' for x in means))
+    for which in dict.fromkeys([reading, 'fitted']):
+        means = [np.mean([x[which][key] for x in of.values()]) for key in compared.MEASURES]
+        print(f'{arm}, {which} | {len(of)} | ' + ' | '.join(f'{x:.4f}' for x in means))
 arms = list(runs)
 for base, arm in [(base, arm) for i, base in enumerate(arms) for arm in arms[i + 1:]]:
     print(f'\n{arm} less {base}')
     for measure, title in {**compared.MEASURES, **compared.FITTED}.items():
         each = less(arm, base, measure.removesuffix('_fitted'), 'fitted' if measure in compared.FITTED else reading)
         t = metrics.paired_t(list(each.values()))
-        print(f'{title}: {t["mean"]:+.4f} {compared.span(t["interval"])} p = {t["p"]:.2g}, n = {len(each)}, '
-              f'seen with 80 %: {t["detectable"]:.4f}' + f', upper 99 %: {t["upper99"]:+.4f}' * (measure == 'nats'))
+        if t['p'] is None:
+            print(f'{title}: {t["mean"]:+.4f}, n = {len(each)}')
+            continue
+        flip = f' (sign flips {metrics.sign_flip(np.array([*each.values()])[:, None], 99_999, 1)[0]:.2g})'
+        print(f'{title}: {t["mean"]:+.4f} {compared.span(t["interval"])} p = {t["p"]:.2g}' + flip * (len(each) > 7) +
+              f', n = {len(each)}, seen with 80 %: {t["detectable"]:.4f}' +
+              f', upper 99 %: {t["upper99"]:+.4f}' * (measure == 'nats'))
 
 if figure:
     import matplotlib
@@ -58,7 +74,7 @@ if figure:
             for i, study in enumerate(names):
                 x = [d for key, d in each.items() if key[0] == study]
                 axis.plot(x, [row + 0.12 * (i - (len(names) - 1) / 2)] * len(x), 'o', color=f'C{i}', markersize=4,
-                          alpha=0.6, label=study if not row else None)
+                          alpha=0.6, label=Path(study).parent.name or study if not row else None)
             t = metrics.paired_t(list(each.values()))
             axis.errorbar(t['mean'], row, xerr=t['mean'] - t['interval'][0], fmt='|', color='black', capsize=3)
         axis.locator_params(axis='x', nbins=4)
