@@ -260,8 +260,8 @@ try:
     if not checkpoint:
         out_dir = out_dir or str(rundir.newest())
         checkpoint = f'{out_dir}/best.pt' if os.path.exists(f'{out_dir}/best.pt') else f'{out_dir}/ckpt.pt'
-    machine.keep_memory()
     device, _, _, why = machine.choose(device, 'float32', processes.local_rank if processes.launched else None)
+    machine.prepare(device)
     processes.start(device)
     runs = [open_run(path) for path in [checkpoint, compare] if path]
     if len({dumps(run.tokenizer.to_dict()) for run in runs}) == 2 and not per_byte:

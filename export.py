@@ -206,7 +206,7 @@ try:
         checkpoint = f'{out_dir}/best.pt' if os.path.exists(f'{out_dir}/best.pt') else f'{out_dir}/ckpt.pt'
     if dataset:
         bins.find(dataset)
-    machine.keep_memory()
+    machine.prepare('cpu')
     loaded = checkpoints.load(checkpoint)
     model, tokenizer, loss = checkpoints.restore(checkpoints.cropped(loaded, loaded['tokenizer'].get('vocab_size')))
     temperature, fitted_nats = None, None

@@ -166,7 +166,7 @@ class _Chunked(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             h, W = hidden.to(dtype), weight.to(dtype)
             grad_h = torch.empty_like(hidden)
-            grad_W = torch.zeros_like(weight)
+            grad_W = weight.new_zeros(weight.shape[::-1])  # transposed, since oneDNN is quicker so and MKL no slower
             total = torch.zeros((), dtype=_at_least_float32(hidden[:0]).dtype, device=hidden.device)
             rows = chunk_rows(C, hidden.device)
             for i in range(0, len(h), rows):
@@ -177,10 +177,10 @@ class _Chunked(torch.autograd.Function):
                 grad = grad.to(dtype)
                 grad_h[part] = grad @ W
                 if dtype == weight.dtype:
-                    grad_W.addmm_(grad.T, h[part])
+                    grad_W.addmm_(h[part].T, grad)
                 else:
-                    grad_W += grad.T @ h[part]
-        ctx.grads = grad_h, grad_W
+                    grad_W += h[part].T @ grad
+        ctx.grads = grad_h, grad_W.T
         return total
 
     @staticmethod
@@ -219,8 +219,8 @@ def _with_grad(loss):
 
 def chunk_rows(C, device):
     """Tokens whose logits are held at a time: on a CPU 8 MB of them in float32, which stay in its cache,
-    elsewhere 256 MB; no fewer than 128 tokens, below which the products are slow (README, "Speed")."""
-    return max(128, 2**(21 if device.type == 'cpu' else 26) // C)
+    elsewhere 256 MB; no fewer than 256 tokens, below which the products are slow (README, "Speed")."""
+    return max(256, 2**(21 if device.type == 'cpu' else 26) // C)
 
 
 def _at_least_float32(x):

@@ -10,6 +10,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from products import Weight
+
 
 @dataclass
 class GPTConfig:
@@ -25,49 +27,33 @@ class GPTConfig:
 
 class Cache:
     """What one more token of each of B sequences needs: keys and values of the tokens before it, and
-    the weights of the layers in the order of their use.
-
-    The weights are copies, laid out (in, out), in the type that the products are made in, with the
-    constants of attention and GELU multiplied in. Keys lie transposed: with a single query that
-    makes attention three times as fast.
-    """
+    the weights of the layers in the order of their use, copies, laid out for products with B rows."""
 
     def __init__(self, model, batch_size, dtype):
-        c, device = model.config, model.lm_head.weight.device
-        D = c.n_embd // c.n_head
-        queries = torch.ones(3 * c.n_embd, device=device, dtype=model.lm_head.weight.dtype)
-        queries[:c.n_embd] = D ** -0.5
-        gelu = 0.5 ** 0.5 if c.activation == 'gelu' else 1.0  # exact: y (1 + erf y), with y = x / sqrt 2
+        c, weight = model.config, model.lm_head.weight
 
-        def product(layer, scale=1.0, bias_scale=1.0):
-            weight, bias = layer.weight.T * scale, layer.bias
-            return weight.to(dtype).contiguous(), None if bias is None else (bias * bias_scale).to(dtype)
+        def layer(linear, scale=1.0, bias_scale=1.0):
+            bias = None if linear.bias is None else linear.bias * bias_scale
+            return Weight(linear.weight * scale, bias, batch_size, dtype)
 
         self.length = 0  # tokens held
-        self.layers = [(
-            torch.empty(batch_size, c.n_head, D, c.block_size, device=device, dtype=dtype),  # keys
-            torch.empty(batch_size, c.n_head, c.block_size, D, device=device, dtype=dtype),  # values
-            block.ln_1, product(block.attn.c_attn, queries, queries), product(block.attn.c_proj),
-            block.ln_2, product(block.mlp.c_fc, gelu, gelu), product(block.mlp.c_proj, gelu),
-        ) for block in model.transformer.h]
-        self.head = model.lm_head.weight[:c.vocab_size].T.contiguous()
+        root = 0.5 ** 0.5 if c.activation == 'gelu' else 1.0  # exact: gelu(y) = (z + z erf z) / sqrt 2, z = y / sqrt 2
+        self.layers = []
+        for block in model.transformer.h:
+            held = torch.empty(2, batch_size, c.n_head, c.block_size, c.n_embd // c.n_head, device=weight.device, dtype=dtype)
+            keys, values = held.flatten(1, 2)
+            self.layers.append((held, keys.mT, values, block.ln_1, layer(block.attn.c_attn), layer(block.attn.c_proj),
+                                block.ln_2, layer(block.mlp.c_fc, root, root), layer(block.mlp.c_proj, root)))
+        self.head = Weight(weight[:c.vocab_size], None, batch_size, weight.dtype)
 
     def fill(self, layer, k, v):
         """Store k, v (B, H, T, D) of a layer's first T tokens."""
-        keys, values, *_ = self.layers[layer]
-        keys[..., :k.size(2)] = k.transpose(2, 3)
-        values[:, :, :v.size(2)] = v
+        self.layers[layer][0][..., :k.size(2), :] = torch.stack([k, v])
 
 
 def norm(x, layer):
     """What the module layer, a LayerNorm, makes of x (B, n_embd)."""
     return F.layer_norm(x, x.shape[-1:], layer.weight, layer.bias)
-
-
-def linear(x, weight, bias):
-    """x (B, in) times weight (in, out), plus bias (out,) or None, in the weight's type."""
-    x = x if x.dtype is weight.dtype else x.to(weight.dtype)
-    return x @ weight if bias is None else torch.addmm(bias, x, weight)
 
 
 class CausalSelfAttention(nn.Module):
@@ -166,22 +152,23 @@ class GPT(nn.Module):
         the arithmetic. No autocast here: the Cache has the type of the products. Raises ValueError where
         the Cache is full.
         """
-        c, past, heads = self.config, cache.length, (len(ids) * self.config.n_head, 1, -1)
+        c, past, B = self.config, cache.length, len(ids)
         if past >= c.block_size:
             raise ValueError(f'{past + 1} tokens do not fit block_size={c.block_size}')
         x = F.embedding(ids, self.transformer.wte.weight) + self.transformer.wpe.weight[past]
-        for keys, values, ln_1, c_attn, attn_proj, ln_2, c_fc, mlp_proj in cache.layers:
-            q, k, v = linear(norm(x, ln_1), *c_attn).view(len(ids), 3, c.n_head, -1).unbind(1)
-            keys.select(3, past).copy_(k)
-            values.select(2, past).copy_(v)
-            weights = torch.bmm(q.reshape(heads), keys.flatten(0, 1).narrow(2, 0, past + 1)).softmax(-1)
-            y = torch.bmm(weights, values.flatten(0, 1).narrow(1, 0, past + 1))
-            x = x + linear(y.view(len(ids), -1), *attn_proj)
-            y = linear(norm(x, ln_2), *c_fc)
-            y = torch.addcmul(y, y, y.erf()) if c.activation == 'gelu' else F.gelu(y, approximate='tanh')
-            x = x + linear(y, *mlp_proj)
+        nothing, scale = cache.layers[0][0].new_empty(1, 1, 1), (c.n_embd // c.n_head) ** -0.5
+        for held, keys, values, ln_1, c_attn, attn_proj, ln_2, c_fc, mlp_proj in cache.layers:
+            qkv = c_attn(norm(x, ln_1)).view(B, 3, c.n_head, -1)
+            held.select(3, past).copy_(qkv.transpose(0, 1).narrow(0, 1, 2))
+            q = qkv.select(1, 0).reshape(B * c.n_head, 1, -1)
+            scores = torch.baddbmm(nothing, q, keys.narrow(2, 0, past + 1), beta=0, alpha=scale)
+            y = torch.bmm(scores.softmax(-1), values.narrow(1, 0, past + 1))
+            x = attn_proj.added_to(x, y.view(B, -1))
+            z = c_fc(norm(x, ln_2))
+            z = torch.addcmul(z, z, z.erf()) if c.activation == 'gelu' else F.gelu(z, approximate='tanh')
+            x = mlp_proj.added_to(x, z)
         cache.length = past + 1
-        return norm(x, self.transformer.ln_f) @ cache.head
+        return cache.head(norm(x, self.transformer.ln_f))
 
     def logits(self, hidden):
         """Logits (..., vocab_size) of hidden states (..., n_embd); padding left out."""
@@ -203,10 +190,12 @@ class GPT(nn.Module):
         """
         block_size, weight, device = self.config.block_size, self.lm_head.weight, idx.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        window, cache = idx, None
+        window, fresh, cache = idx, [], None  # fresh: ids since window was made
         for _ in range(max_new_tokens):
+            if window.size(1) + len(fresh) > block_size or cache is None and fresh:
+                window, fresh, cache = torch.cat([window, *fresh], dim=1), [], None
             if window.size(1) > block_size:
-                window, cache = window[:, -max(1, block_size // 2):], None
+                window = window[:, -max(1, block_size // 2):]
             if cache is None:
                 cache = Cache(self, len(idx), dtype) if use_cache else None
                 hidden = self(window, cache)[:, -1]
@@ -214,7 +203,7 @@ class GPT(nn.Module):
                     logits = self.logits(hidden.to(weight.dtype))
             else:
                 with torch.autocast(device, enabled=False):
-                    logits = self.step(window[:, -1], cache)
+                    logits = self.step(fresh[-1][:, 0], cache)
             next_ids = choose(logits)
             yield next_ids
-            window = torch.cat([window, next_ids[:, None]], dim=1)
+            fresh.append(next_ids[:, None])
