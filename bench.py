@@ -29,7 +29,6 @@ if task not in [*TASKS, 'all']:
 
 import multiprocessing
 import os
-import platform
 import re
 import statistics
 import subprocess
@@ -335,8 +334,8 @@ if __name__ == '__main__':
         torch.set_num_threads(threads)
     name, kind, _, _ = machine.choose(device, dtype)
     gpu = torch.cuda.get_device_name() if name.startswith('cuda') else ''
-    about = f"{gpu or platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch " \
-            f'{torch.__version__}, {kind}, {time.strftime("%Y-%m-%d")}'
+    about = f"{machine.processor(name)}, {torch.get_num_threads()} threads, torch {torch.__version__}, {kind}, " + \
+        time.strftime('%Y-%m-%d')
     rate = matmul()
     peak = next((1e12 * x for key, x in PEAKS.items() if key in gpu), rate)
     if not json:
