@@ -7,7 +7,7 @@
     tokenizer       Tokenizer.to_dict()
     loss            {'name': ..., 'numbers': those of losses.Family, or None for a loss outside the family}
     data            where the text came from, tokens and fingerprint of the bins
-    machine         torch build, threads, device, dtype, compiled: what the last bits depend on
+    machine         torch build, processor, threads, products and so on: what the last bits depend on
     scaler, progress    what else a resumed run needs: see train.py (best.pt has no optimizer and no scaler)
 """
 import math
@@ -251,8 +251,9 @@ def differences(checkpoint, config, data, machine):
     differing = [name for name in old if name in config and config[name] != old[name]
                and name not in ('init_from', 'out_dir')]
     changed = [f'{name} {old[name]} -> {config[name]}' for name in differing if name not in IDENTITY]
+    before = {'products': 'torch'} | checkpoint['machine'] if checkpoint['machine'] else {}  # it was not said once
     changed += [f'{name} {was} -> {machine[name]} (so not the same bits)'
-                for name, was in checkpoint['machine'].items() if name in machine and machine[name] != was]
+                for name, was in before.items() if name in machine and machine[name] != was]
     forbidden = [f'{name} {old[name]} -> {config[name]}' for name in differing if name in IDENTITY]
     if checkpoint['data'] and checkpoint['data'] != data:  # nanoGPT's don't say
         forbidden.append(f"data {checkpoint['data'].get('source')} -> {data['source']}, or another preparation of it")

@@ -65,12 +65,13 @@ def choose_compile(compile, device):
     return True, 'a CUDA GPU is there'
 
 
-def prepare(device):
-    """Set this process up to work fast on a CPU; elsewhere nothing happens. Returns who makes its float32 products."""
+def prepare(device, compiled=False):
+    """Set this process up to work fast on a CPU; elsewhere nothing happens. Returns who makes its float32 products;
+    those of a compiled model are torch's own."""
     if device.split(':')[0] != 'cpu':
         return 'torch'
     keep_memory()
-    return products.take_over(vendor())
+    return 'torch' if compiled else products.take_over(vendor())
 
 
 def vendor():

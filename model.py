@@ -40,7 +40,8 @@ class Cache:
         root = 0.5 ** 0.5 if c.activation == 'gelu' else 1.0  # exact: gelu(y) = (z + z erf z) / sqrt 2, z = y / sqrt 2
         self.layers = []
         for block in model.transformer.h:
-            held = torch.empty(2, batch_size, c.n_head, c.block_size, c.n_embd // c.n_head, device=weight.device, dtype=dtype)
+            held = torch.empty(2, batch_size, c.n_head, c.block_size, c.n_embd // c.n_head, dtype=dtype,
+                               device=weight.device)
             keys, values = held.flatten(1, 2)
             self.layers.append((held, keys.mT, values, block.ln_1, layer(block.attn.c_attn), layer(block.attn.c_proj),
                                 block.ln_2, layer(block.mlp.c_fc, root, root), layer(block.mlp.c_proj, root)))
@@ -156,7 +157,7 @@ class GPT(nn.Module):
         if past >= c.block_size:
             raise ValueError(f'{past + 1} tokens do not fit block_size={c.block_size}')
         x = F.embedding(ids, self.transformer.wte.weight) + self.transformer.wpe.weight[past]
-        nothing, scale = cache.layers[0][0].new_empty(1, 1, 1), (c.n_embd // c.n_head) ** -0.5
+        nothing, scale = cache.layers[0][0].new_zeros(1, 1, 1), (c.n_embd // c.n_head) ** -0.5
         for held, keys, values, ln_1, c_attn, attn_proj, ln_2, c_fc, mlp_proj in cache.layers:
             qkv = c_attn(norm(x, ln_1)).view(B, 3, c.n_head, -1)
             held.select(3, past).copy_(qkv.transpose(0, 1).narrow(0, 1, 2))
@@ -190,20 +191,19 @@ class GPT(nn.Module):
         """
         block_size, weight, device = self.config.block_size, self.lm_head.weight, idx.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        window, fresh, cache = idx, [], None  # fresh: ids since window was made
+        cache = Cache(self, len(idx), dtype) if use_cache else None
+        window, fresh = idx, []  # fresh: ids since the window went through the model
         for _ in range(max_new_tokens):
-            if window.size(1) + len(fresh) > block_size or cache is None and fresh:
-                window, fresh, cache = torch.cat([window, *fresh], dim=1), [], None
-            if window.size(1) > block_size:
-                window = window[:, -max(1, block_size // 2):]
-            if cache is None:
-                cache = Cache(self, len(idx), dtype) if use_cache else None
+            if cache and fresh and window.size(1) + len(fresh) <= block_size:
+                with torch.autocast(device, enabled=False):
+                    logits = self.step(fresh[-1][:, 0], cache)
+            else:
+                window, fresh = torch.cat([window, *fresh], dim=1), []
+                if window.size(1) > block_size:
+                    window = window[:, -max(1, block_size // 2):]
                 hidden = self(window, cache)[:, -1]
                 with torch.autocast(device, enabled=False):  # small differences of logits matter
                     logits = self.logits(hidden.to(weight.dtype))
-            else:
-                with torch.autocast(device, enabled=False):
-                    logits = self.step(fresh[-1][:, 0], cache)
             next_ids = choose(logits)
             yield next_ids
             fresh.append(next_ids[:, None])

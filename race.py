@@ -48,6 +48,7 @@ import matplotlib.pyplot as plt
 
 import bins
 import losses
+import machine
 import optimizers
 import plain
 import rng
@@ -155,7 +156,8 @@ axes.set(xlabel='seconds of training', ylabel='validation nats a token', ylim=(m
 axes.legend()
 figure.savefig(f'{out_dir}/race.png', dpi=110)
 Path(f'{out_dir}/race.json').write_text(json.dumps({
-    'flags': flags, 'learning_rate': learning_rate, 'threads': torch.get_num_threads(), 'torch': torch.__version__,
+    'flags': flags, 'processor': machine.processor('cpu'),
+    'learning_rate': learning_rate, 'threads': torch.get_num_threads(), 'torch': torch.__version__,
     'date': time.strftime('%Y-%m-%d'), 'columns': ['seconds', 'tokens', 'nats'], **curves}, indent=1))
 print(f'plain way {plain_end:.4f} nats in {T:.0f} s; train.py {our_end[2]:.4f} in {our_end[0]:.0f} s, '
       f'{T / our_end[0]:.2f} times less; {out_dir}/race.png')

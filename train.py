@@ -142,14 +142,14 @@ except ConnectionError as e:
 except (OSError, ValueError) as e:
     fail(e)
 device_type = device.split(':')[0]
-products = machine.prepare(device)
+products_by = machine.prepare(device, compiled)
 processes.start(device)
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
 data = {'source': meta['source'] if meta else 'bins without meta.json, taken as GPT-2 tokens',
         'tokens': {'train': len(train_data), 'val': len(val_data)},
         'fingerprint': {'train': bins.fingerprint(train_data), 'val': bins.fingerprint(val_data)}}
 build = {'processor': machine.processor(device), 'torch': str(torch.__version__), 'device': device_type,
-         'dtype': dtype, 'threads': torch.get_num_threads(), 'compiled': compiled, 'products': products,
+         'dtype': dtype, 'threads': torch.get_num_threads(), 'compiled': compiled, 'products': products_by,
          'processes': processes.world}  # what the last bits of a run depend on
 val_starts = bins.val_windows(len(val_data), block_size, eval_iters * batch_size)
 decay_end = (lr_decay_iters or max_iters) if decay_lr else math.inf
@@ -286,7 +286,8 @@ say(f'loss: {loss}, ' + (str(criterion) if isinstance(criterion, losses.Family) 
 say(f'run: {max_iters:,} iterations of {tokens_per_iter:,} tokens = '
     f'{max_iters * tokens_per_iter / len(train_data):.2f} epochs; into {out_dir}')
 say(f"machine: {why}, {torch.get_num_threads()} threads, {'compiled' if compiled else 'not compiled'} ({why_compiled})"
-    + f', products by {products}' * (products != 'torch') + f', {processes.world} processes' * (processes.world > 1))
+    + f', products by {products_by}' * (products_by != 'torch')
+    + f', {processes.world} processes' * (processes.world > 1))
 
 if eval_only:
     objective, nats = evaluate()

@@ -106,6 +106,20 @@ def test_steps_after_a_prompt(changes):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize('bias', [True, False])
+def test_steps_of_a_larger_model(bias):
+    """Steps in float32 with weights that are laid out for them (products.Weight) give the naive logits too."""
+    model = tiny(n_embd=256, n_layer=1, vocab_size=1500, bias=bias)
+    idx = torch.randint(1500, (3, 8))
+    exact = torch.stack([naive_logits(model, row)[-1] for row in idx])
+    model.float()
+    cache = Cache(model, 3, torch.float32)
+    model(idx[:, :5], cache)
+    ours = [model.step(idx[:, i], cache) for i in range(5, 8)][-1]
+    assert (ours.double() - exact).abs().max() < 1e-5 * exact.abs().max()
+
+
+@torch.no_grad()
 def test_steps_in_bfloat16():
     """Under autocast the steps' products are made in bfloat16, and the logits are the float64 ones to its precision."""
     model = tiny(n_embd=32)

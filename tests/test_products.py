@@ -16,13 +16,19 @@ def close(ours, exact, dtype=torch.float32):
     return (ours.double() - exact).abs().max() < 50 * eps * exact.abs().max()
 
 
+LAYOUTS = {'rows': torch.randn, 'columns': lambda n, m: torch.randn(m, n).T,
+           'padded': lambda n, m: torch.randn(n, m + 3)[:, :m], 'stepped': lambda n, m: torch.randn(n, 2 * m)[:, ::2],
+           'expanded': lambda n, m: torch.randn(n, 1).expand(n, m), 'overlapping': lambda n, m:
+           torch.randn(n + m - 1).unfold(0, m, 1)}
+
+
 @needs_onednn
 @pytest.mark.parametrize('n, k, m', [(300, 128, 130), (130, 300, 128), (7, 5, 3)])
-@pytest.mark.parametrize('turned', ['', 'a', 'b', 'ab'])
-def test_products(n, k, m, turned):
-    """mm, addmm and addmm_ are the float64 products, large and small, whichever factor lies transposed."""
-    a = torch.randn(k, n).T if 'a' in turned else torch.randn(n, k)
-    b = torch.randn(m, k).T if 'b' in turned else torch.randn(k, m)
+@pytest.mark.parametrize('of_a', LAYOUTS)
+@pytest.mark.parametrize('of_b', LAYOUTS)
+def test_products(n, k, m, of_a, of_b):
+    """mm, addmm and addmm_ are the float64 products, large and small, however the factors lie."""
+    a, b = LAYOUTS[of_a](n, k), LAYOUTS[of_b](k, m)
     exact, bias, sum = a.double() @ b.double(), torch.randn(m), torch.randn(n, m)
     assert close(products.mm(a, b), exact)
     assert close(products.addmm(bias, a, b), exact + bias)
@@ -32,6 +38,18 @@ def test_products(n, k, m, turned):
     assert products.addmm_(sum, a, b) is sum and close(sum, exact + before)
     products.addmm_(sum, a, b, alpha=-1)
     torch.testing.assert_close(sum.double(), before, rtol=0, atol=1e-4)
+
+
+@needs_onednn
+def test_mistakes():
+    """Shapes and types that do not fit are refused by torch, with its own words."""
+    a, b = torch.randn(300, 128), torch.randn(130, 128)
+    with pytest.raises(RuntimeError, match='mat1 and mat2 shapes cannot be multiplied'):
+        products.mm(a, b)
+    with pytest.raises(RuntimeError, match='expected'):
+        products.mm(a, b.T.double())
+    with pytest.raises(RuntimeError):
+        products.addmm_(torch.zeros(1, 130), a, b.T)
 
 
 @pytest.mark.parametrize('rows', [1, 10])

@@ -49,6 +49,20 @@ def test_greedy_and_impossible_tokens():
         assert (losses.link(losses.mse(30), logits).gather(1, ids[:, None]) > 0).all()
 
 
+def test_ties_and_numbers_that_are_none():
+    """Among level probabilities top_k takes as many as it says; logits that are not finite give an id all the same."""
+    loss = losses.mse(30)
+    level = torch.zeros(30)
+    level[:3] = 0.5  # the link of the others is 0, or as good as that
+    found = frequencies(loss, level, top_k=5, top_p=0.99)
+    assert found[:3].sum() == 1 and (found > 0).sum() == 3
+    found = frequencies(losses.cross_entropy(30), torch.zeros(30), top_k=5)
+    assert (found > 0).sum() == 5 and abs(found.max() - 0.2) < 1e-3
+    for how in ({}, {'top_k': 3}, {'top_p': 0.5}):
+        choose = sampling.chooser(losses.cross_entropy(30), np.full((2, 1), 0.5, 'float32'), **how)
+        assert (choose(torch.full((2, 30), float('nan'))) < 30).all()
+
+
 def model_and_tokenizer():
     torch.manual_seed(1)
     model = GPT(GPTConfig(block_size=16, vocab_size=256, n_layer=1, n_head=2, n_embd=16)).double().eval()
