@@ -4,6 +4,7 @@ The model makes hidden states; logits are a call of their own, so that a loss ca
 Shapes: B sequences, T tokens, n_embd the width, H heads of width D = n_embd / H.
 """
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -190,19 +191,21 @@ class GPT(nn.Module):
         everything at every token. But for rounding, the cache changes the time and not the tokens.
         """
         block_size, weight, device = self.config.block_size, self.lm_head.weight, idx.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        dtype, as_it_is = weight.dtype, nullcontext()
+        if torch.is_autocast_enabled(device):
+            dtype, as_it_is = torch.get_autocast_dtype(device), torch.autocast(device, enabled=False)
         cache = Cache(self, len(idx), dtype) if use_cache else None
         window, fresh = idx, []  # fresh: ids since the window went through the model
         for _ in range(max_new_tokens):
             if cache and fresh and window.size(1) + len(fresh) <= block_size:
-                with torch.autocast(device, enabled=False):
+                with as_it_is:
                     logits = self.step(fresh[-1][:, 0], cache)
             else:
                 window, fresh = torch.cat([window, *fresh], dim=1), []
                 if window.size(1) > block_size:
                     window = window[:, -max(1, block_size // 2):]
                 hidden = self(window, cache)[:, -1]
-                with torch.autocast(device, enabled=False):  # small differences of logits matter
+                with as_it_is:  # small differences of logits matter
                     logits = self.logits(hidden.to(weight.dtype))
             next_ids = choose(logits)
             yield next_ids
