@@ -135,7 +135,7 @@ class GPT(nn.Module):
     def forward(self, idx, cache=None):
         """Hidden states (B, T, n_embd) of token ids (B, T), after the final layer norm.
 
-        An empty Cache takes them in, for step(). Raises ValueError where the tokens are more than block_size.
+        A Cache takes them in, for step(), in place of what it held. Raises ValueError where they are more than block_size.
         """
         T = idx.size(1)
         if T > self.config.block_size:
