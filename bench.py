@@ -56,8 +56,9 @@ SMALL = dict(n_layer=4, n_head=4, n_embd=128, block_size=256, batch_size=16)
 MIDDLE = dict(n_layer=6, n_head=6, n_embd=384, block_size=256, batch_size=8)
 LARGE = dict(n_layer=12, n_head=12, n_embd=768, block_size=1024, batch_size=16)  # on a GPU only
 GPT2, BPE = 50257, 4096
+# dense bf16 (V100 and T4: fp16) TFLOP/s, from NVIDIA's data sheets
 PEAKS = {'H200': 989, 'H100 PCIe': 756, 'H100': 989, 'A100': 312, 'L40S': 362, 'L40': 181, 'A10G': 70, 'A10': 125,
-         'RTX 4090': 165, 'RTX 3090': 71, 'V100': 125, 'T4': 65}  # dense bf16 (V100 and T4: fp16) TFLOP/s, from NVIDIA's data sheets
+         'RTX 4090': 165, 'RTX 3090': 71, 'V100': 125, 'T4': 65}
 
 
 # -----------------------------------------------------------------------------

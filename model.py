@@ -135,7 +135,7 @@ class GPT(nn.Module):
     def forward(self, idx, cache=None):
         """Hidden states (B, T, n_embd) of token ids (B, T), after the final layer norm.
 
-        A Cache takes them in, for step(), in place of what it held. Raises ValueError where they are more than block_size.
+        A Cache takes them in, for step(), in place of what it held. Raises ValueError where block_size is exceeded.
         """
         T = idx.size(1)
         if T > self.config.block_size:
