@@ -77,26 +77,32 @@ def measure(loss, states, n_tokens, mix, temperature):
     for name in READINGS:
         figures[name] = {key: np.full(n_tokens, np.nan, np.float32) for key in ('nats', 'confidence', 'brier', 'rank')}
     C, W = states.C, states.weight
-    family = isinstance(loss, losses.Family)
+    family, of_softmax = isinstance(loss, losses.Family), losses.is_softmax(loss)
     states.about = 'reading'
     for at, h, y in states:
         logits = F.linear(h, W)
         figures['times'][at] += 1
         figures['objective'][at] = losses.objectives(loss, h, W, logits, y, C).cpu()
-        if family:
+        if family and of_softmax:
+            figures['link_sum'][at], figures['link_negative'][at] = 1, 0
+        elif family:
             above, below = losses.ratio(loss, logits, F.softmax(logits, dim=-1))
             raw = above / below
             figures['link_sum'][at], figures['link_negative'][at] = raw.sum(-1).cpu(), raw.clamp_(max=0).sum(-1).cpu()
+        # every reading of the family keeps the logits' order, also where its own digits run out
+        rank = level_or_above(logits, y) - 1 if family else None
         fitted = [torch.from_numpy(x[at]).to(logits)[:, None] for x in (mix, temperature)]
         for name, how in zip(READINGS, [(1.0,), (losses.MIX,), fitted], strict=True):
+            here = figures[name]
+            if name == 'link' and of_softmax:  # the same once more
+                for key in here:
+                    here[key][at] = figures['softmax'][key][at]
+                continue
             p, nats = losses.read(loss, logits, y, *how)
-            # every reading of the family keeps the logits' order, also where its own digits run out
-            order = logits if family else p
-            level_or_above = (order >= order.gather(1, y[:, None])).sum(-1)  # itself among them
-            figures[name]['rank'][at] = (level_or_above - 1).cpu()
-            figures[name]['nats'][at] = nats.cpu()
-            figures[name]['confidence'][at] = p.max(-1).values.cpu()
-            figures[name]['brier'][at] = ((p * p).sum(-1) - 2 * p.gather(1, y[:, None])[:, 0] + 1).cpu()
+            here['rank'][at] = (level_or_above(p, y) - 1 if rank is None else rank).cpu()
+            here['nats'][at] = nats.cpu()
+            here['confidence'][at] = p.max(-1).values.cpu()
+            here['brier'][at] = ((p * p).sum(-1) - 2 * p.gather(1, y[:, None])[:, 0] + 1).cpu()
     if processes.world > 1:
         mine = figures['times'] > 0
         figures['times'] = everyones(figures['times'])
@@ -104,6 +110,11 @@ def measure(loss, states, n_tokens, mix, temperature):
             for key in sorted(part.keys() - {'times', *READINGS}):  # in one order in all processes
                 part[key] = np.where(figures['times'] > 0, everyones(np.where(mine, part[key], 0)), np.nan)
     return figures
+
+
+def level_or_above(order, y):
+    """How many entries of each row of order (n, C) are no less than that of y (n,), itself among them."""
+    return (order >= order.gather(1, y[:, None])).sum(-1)
 
 
 def everyones(x):
