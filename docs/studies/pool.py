@@ -37,9 +37,9 @@ if len(seeds) > len(set(seeds)):
     fail('they share seeds, whose runs would count twice')
 
 
-def less(arm, base, measure, of_base):
+def less(arm, base, measure, of_arm, of_base):
     """{(study, seed): difference} where both were run."""
-    return {key: runs[arm][key][reading][measure] - runs[base][key][of_base][measure]
+    return {key: runs[arm][key][of_arm][measure] - runs[base][key][of_base][measure]
             for key in runs[arm] if key in runs[base]}
 
 
@@ -51,16 +51,20 @@ for arm, of in runs.items():
 arms = list(runs)
 for base, arm in [(base, arm) for i, base in enumerate(arms) for arm in arms[i + 1:]]:
     print(f'\n{arm} less {base}')
-    for measure, title in {**compared.MEASURES, **compared.FITTED}.items():
-        each = less(arm, base, measure.removesuffix('_fitted'), 'fitted' if measure in compared.FITTED else reading)
-        t = metrics.paired_t(list(each.values()))
+    rows = [(title, measure, reading, reading) for measure, title in compared.MEASURES.items()]
+    for name, title in compared.FITTED.items():
+        measure = name.removesuffix('_fitted')
+        rows += [(title, measure, reading, 'fitted'), (title.replace('the other', 'both'), measure, 'fitted', 'fitted')]
+    for title, measure, *readings_of in rows:
+        each = less(arm, base, measure, *readings_of)
+        t, strict = metrics.paired_t(list(each.values())), metrics.paired_t(list(each.values()), level=0.995)
         if t['p'] is None:
             print(f'{title}: {t["mean"]:+.4f}, n = {len(each)}')
             continue
         flip = f' (sign flips {metrics.sign_flip(np.array([*each.values()])[:, None], 99_999, 1)[0]:.2g})'
         print(f'{title}: {t["mean"]:+.4f} {compared.span(t["interval"])} p = {t["p"]:.2g}' + flip * (len(each) > 7) +
-              f', n = {len(each)}, seen with 80 %: {t["detectable"]:.4f}' +
-              f', upper 99 %: {t["upper99"]:+.4f}' * (measure == 'nats'))
+              f', n = {len(each)}, seen with 80 %: {t["detectable"]:.4f} (at p < 0.005 {strict["detectable"]:.4f})' +
+              f', upper 99 %: {t["upper99"]:+.4f}' * (title == compared.MEASURES['nats']))
 
 if figure:
     import matplotlib
@@ -70,7 +74,7 @@ if figure:
     for axis, (measure, title) in zip(axes, compared.MEASURES.items(), strict=True):
         axis.axvline(0, color='0.6', linewidth=1)
         for row, arm in enumerate(arms[1:]):
-            each = less(arm, arms[0], measure, reading)
+            each = less(arm, arms[0], measure, reading, reading)
             for i, study in enumerate(names):
                 x = [d for key, d in each.items() if key[0] == study]
                 axis.plot(x, [row + 0.12 * (i - (len(names) - 1) / 2)] * len(x), 'o', color=f'C{i}', markersize=4,
