@@ -4,13 +4,16 @@
     python docs/studies/pool.py results/mine_05/results-test.json results/mine_07/results-test.json
 
 A study is a name in this folder, or a results.json of compare.py. Each seed's runs are paired with the first loss's
-of the same seed in the same study, in the declared reading. With eight pairs or more sign flips stand beside the t.
+of the same seed in the same study, in the declared reading. With eight pairs or more sign flips stand beside the t; of
+several studies each one's mean does, and the mean of these means with a t of the spread within studies, which does not
+take the studies for one.
 """
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))
@@ -43,9 +46,26 @@ def less(arm, base, measure, of_arm, of_base):
             for key in runs[arm] if key in runs[base]}
 
 
+def by_study(each):
+    """{study: its differences}, and in words what their means say."""
+    groups = {name: np.array([d for key, d in each.items() if key[0] == name]) for name in names}
+    groups = {name: d for name, d in groups.items() if len(d)}
+    freedom = sum(len(d) - 1 for d in groups.values())
+    text = '; '.join(f'{Path(name).parent.name or name} {d.mean():+.4f} (n = {len(d)})' for name, d in groups.items())
+    if freedom:
+        variance = sum(((d - d.mean()) ** 2).sum() for d in groups.values()) / freedom
+        error = np.sqrt(variance * sum(1 / len(d) for d in groups.values())) / len(groups)
+        mean, half = np.mean([d.mean() for d in groups.values()]), stats.t.ppf(0.975, freedom) * error
+        p = 2 * stats.t.sf(abs(mean) / error, freedom)
+        text += f'; their mean {mean:+.4f} {compared.span([mean - half, mean + half])} p = {p:.2g}'
+    return text
+
+
+# of all runs: where a vocabulary is so large that fitting takes hours, runs may lack that reading
+have = set.intersection(*({name for name in x} for of in runs.values() for x in of.values()))
 print('means | seeds | ' + ' | '.join(compared.MEASURES.values()))
 for arm, of in runs.items():
-    for which in dict.fromkeys([reading, 'fitted']):
+    for which in [name for name in dict.fromkeys([reading, 'fitted']) if name in have]:
         means = [np.mean([x[which][key] for x in of.values()]) for key in compared.MEASURES]
         print(f'{arm}, {which} | {len(of)} | ' + ' | '.join(f'{x:.4f}' for x in means))
 arms = list(runs)
@@ -55,7 +75,7 @@ for base, arm in [(base, arm) for i, base in enumerate(arms) for arm in arms[i +
     for name, title in compared.FITTED.items():
         measure = name.removesuffix('_fitted')
         rows += [(title, measure, reading, 'fitted'), (title.replace('the other', 'both'), measure, 'fitted', 'fitted')]
-    for title, measure, *readings_of in rows:
+    for title, measure, *readings_of in [row for row in rows if have.issuperset(row[2:])]:
         each = less(arm, base, measure, *readings_of)
         t, strict = metrics.paired_t(list(each.values())), metrics.paired_t(list(each.values()), level=0.995)
         if t['p'] is None:
@@ -65,6 +85,8 @@ for base, arm in [(base, arm) for i, base in enumerate(arms) for arm in arms[i +
         print(f'{title}: {t["mean"]:+.4f} {compared.span(t["interval"])} p = {t["p"]:.2g}' + flip * (len(each) > 7) +
               f', n = {len(each)}, seen with 80 %: {t["detectable"]:.4f} (at p < 0.005 {strict["detectable"]:.4f})' +
               f', upper 99 %: {t["upper99"]:+.4f}' * (title == compared.MEASURES['nats']))
+        if len(names) > 1:
+            print(f'    {by_study(each)}')
 
 if figure:
     import matplotlib
