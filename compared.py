@@ -81,6 +81,11 @@ def span(interval):
     return '' if interval is None else f'[{interval[0]:+.4f}, {interval[1]:+.4f}]'
 
 
+def below(figure, axis, **how):
+    """The legend of an axis under the figure: names of arms are long."""
+    figure.legend(*axis.get_legend_handles_labels(), fontsize=8, loc='outside lower center', **how)
+
+
 def figures(folder, suffix, done, logs, against, reading):
     """differences.png: to the first arm, of each seed; curves.png: nats on val.bin against tokens and seconds;
     calibration.png; frequency.png."""
@@ -126,7 +131,7 @@ def figures(folder, suffix, done, logs, against, reading):
     if shown:  # one that starts far off would press the others together
         axes[0].set_ylim(min(shown) - 0.05, max(shown) + 0.05)
     axes[0].set(ylabel='nats a token, fixed windows of val.bin, link reading')
-    axes[0].legend(title='mean; band: least to most', fontsize=8, loc='upper right')
+    below(figure, axes[0], title='mean; band: least to most')
     figure.savefig(folder / f'curves{suffix}.png', dpi=110)
 
     done = {arm: of for arm, of in done.items() if of}
@@ -138,7 +143,8 @@ def figures(folder, suffix, done, logs, against, reading):
                 count, confidence, correct = arrays['calibration'][i].T
                 axis.plot(confidence[count > 0], correct[count > 0], color=f'C{i}', linewidth=1,
                           label=f'{which}, ECE {result["readings"][which]["ece_mass"]:.3f}' if not k else None)
-        axis.set(title=arm, xlabel='confidence', ylabel='share correct', xlim=(0, 1), ylim=(0, 1), aspect='equal')
+        axis.set(xlabel='confidence', ylabel='share correct', xlim=(0, 1), ylim=(0, 1), aspect='equal')
+        axis.set_title(arm.replace(':', '\n'), fontsize=9)
         axis.legend(fontsize=8)
     figure.savefig(folder / f'calibration{suffix}.png', dpi=110)
 
@@ -151,6 +157,6 @@ def figures(folder, suffix, done, logs, against, reading):
                       markersize=3, linewidth=1, label=None if k else arm)
     axis.set(xscale='log', xlabel='how often the token is in train.bin (groups double)',
              ylabel=f'nats a token, {reading}')
-    axis.legend()
+    below(figure, axis)
     figure.savefig(folder / f'frequency{suffix}.png', dpi=110)
     plt.close('all')
