@@ -130,7 +130,7 @@ def figures(folder, suffix, done, logs, against, reading):
         axis.set_xlim(left=0)
     if shown:  # one that starts far off would press the others together
         axes[0].set_ylim(min(shown) - 0.05, max(shown) + 0.05)
-    axes[0].set(ylabel='nats a token, fixed windows of val.bin, link reading')
+    axes[0].set(ylabel='nats a token, fixed windows\nof val.bin, link reading')
     below(figure, axes[0], title='mean; band: least to most')
     figure.savefig(folder / f'curves{suffix}.png', dpi=110)
 
