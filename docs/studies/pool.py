@@ -92,7 +92,7 @@ if figure:
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
-    drawn, axes = plt.subplots(1, 4, figsize=(11, 0.9 + 0.45 * len(arms)), sharey=True, layout='constrained')
+    drawn, axes = plt.subplots(1, 4, figsize=(11, 1.3 + 0.45 * len(arms)), sharey=True, layout='constrained')
     for axis, (measure, title) in zip(axes, compared.MEASURES.items(), strict=True):
         axis.axvline(0, color='0.6', linewidth=1)
         for row, arm in enumerate(arms[1:]):
@@ -107,6 +107,6 @@ if figure:
         axis.set(title=title)
     axes[0].set_yticks(range(len(arms) - 1), [arm.replace(':', '\n') for arm in arms[1:]], fontsize=8)
     axes[0].set_ylim(len(arms) - 1.5, -0.5)
-    axes[-1].legend(fontsize=7)
+    drawn.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc='outside lower center', ncols=len(names))
     drawn.suptitle(f'less {arms[0]}; dots: seeds; bars: 95 % over seeds (t)', fontsize=9)
     drawn.savefig(figure, dpi=110)
