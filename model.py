@@ -158,7 +158,8 @@ class GPT(nn.Module):
         if past >= c.block_size:
             raise ValueError(f'{past + 1} tokens do not fit block_size={c.block_size}')
         x = F.embedding(ids, self.transformer.wte.weight) + self.transformer.wpe.weight[past]
-        nothing, scale = cache.layers[0][0].new_zeros(1, 1, 1), (c.n_embd // c.n_head) ** -0.5
+        scale = (c.n_embd // c.n_head) ** -0.5
+        nothing = cache.layers[0][0].new_zeros(1, 1, 1)  # baddbmm scales on the way, and wants something to add
         for held, keys, values, ln_1, c_attn, attn_proj, ln_2, c_fc, mlp_proj in cache.layers:
             qkv = c_attn(norm(x, ln_1)).view(B, 3, c.n_head, -1)
             held.select(3, past).copy_(qkv.transpose(0, 1).narrow(0, 1, 2))
