@@ -1,4 +1,4 @@
-"""Speed and memory: ours against the plain way to do the same (plain.py), in turns in one run.
+"""Measure speed and memory of this code against a plain PyTorch baseline (nanoloss/baseline.py).
 
     python bench.py all
     python bench.py heads|train|sample|prepare|start [--only=mse] [--json=True]
@@ -7,350 +7,344 @@ import sys
 
 from configurator import configure, fail
 
-TASKS = ['heads', 'train', 'sample', 'prepare', 'start']
+TASKS = ('heads', 'train', 'sample', 'prepare', 'start')
 
 # -----------------------------------------------------------------------------
-rounds = 5              # turns that each of a pair has; medians over them
-seconds = 2.0           # a turn lasts at least so long
-threads = 0             # of a process; 0 = all cores
-only = ''               # only the rows that have this in their name
+rounds = 5              # the two cases of a row run alternately this many times; results are medians
+seconds = 2.0           # minimum duration of a round
+threads = 0             # threads per process; 0 = all cores
+only = ''               # measure only the rows whose name contains this text
 device = 'auto'         # auto | cpu | cuda
 dtype = 'auto'          # auto | float32 | bfloat16
-compile = False         # torch.compile both of a pair
-json = False            # True: one JSON object on stdout in place of the table
+compile = False         # use torch.compile for both cases of a row
+json = False            # print one JSON object instead of the table
 # -----------------------------------------------------------------------------
 task = sys.argv[1] if len(sys.argv) > 1 and not sys.argv[1].startswith('-') else ''
-settings = configure(globals(), argv=sys.argv[1 + bool(task):], rules=[
+configure(globals(), argv=sys.argv[2:] if task else sys.argv[1:], rules=[
     'rounds >= 1', 'seconds > 0', 'threads >= 0', "device in ('auto', 'cpu', 'cuda')",
     "dtype in ('auto', 'float32', 'bfloat16')",
 ])
-if task not in [*TASKS, 'all']:
-    fail(f"python bench.py {task or '(nothing)'}: what is to be measured? One of {', '.join(TASKS)}, all", status=2)
+if task not in (*TASKS, 'all'):
+    fail(f"bench.py needs a task, found {task or 'none'}: choose from {', '.join(TASKS)}, all", status=2)
 
+import itertools
 import multiprocessing
 import os
 import re
-import statistics
 import subprocess
 import tempfile
 import time
-from json import dumps
+from functools import partial
 from pathlib import Path
+from statistics import median
 
-import interrupts
+from nanoloss import signals
 
-interrupts.quiet('choose fewer rows with --only')
+signals.install_excepthook('measure fewer rows with --only')
 
+import numpy as np
 import torch
 
-import bins
-import losses
-import machine
-import optimizers
-import plain
-import sampling
+from losses import make_loss, mean_loss
 from model import GPT, GPTConfig
+from nanoloss import baseline, dataloader, engine
+from nanoloss.device import choose_device, prepare_cpu, processor_name
+from nanoloss.optim import make_optimizer
+from nanoloss.paths import DATA, ROOT
+from nanoloss.tokenizer import Tokenizer
 
-HERE = Path(__file__).resolve().parent
-SMALL = dict(n_layer=4, n_head=4, n_embd=128, block_size=256, batch_size=16)
-MIDDLE = dict(n_layer=6, n_head=6, n_embd=384, block_size=256, batch_size=8)
-LARGE = dict(n_layer=12, n_head=12, n_embd=768, block_size=1024, batch_size=16)  # on a GPU only
-GPT2, BPE = 50257, 4096
-# dense bf16 (V100 and T4: fp16) TFLOP/s, from NVIDIA's data sheets
-PEAKS = {'H200': 989, 'H100 PCIe': 756, 'H100': 989, 'A100': 312, 'L40S': 362, 'L40': 181, 'A10G': 70, 'A10': 125,
-         'RTX 4090': 165, 'RTX 3090': 71, 'V100': 125, 'T4': 65}
+SMALL = dict(n_layer=4, n_head=4, n_embd=128, block_size=256)
+MEDIUM = dict(n_layer=6, n_head=6, n_embd=384, block_size=256)
+LARGE = dict(n_layer=12, n_head=12, n_embd=768, block_size=1024)  # on a GPU only
+GPT2, BPE = 50257, 4096  # vocabulary sizes
+# dense bfloat16 TFLOP/s (float16 on V100 and T4), from NVIDIA's data sheets
+PEAK_TFLOPS = {'H200': 989, 'H100 PCIe': 756, 'H100': 989, 'A100': 312, 'L40S': 362, 'L40': 181, 'A10G': 70,
+               'A10': 125, 'RTX 4090': 165, 'RTX 3090': 71, 'V100': 125, 'T4': 65}
+
+if threads:
+    torch.set_num_threads(threads)
+try:
+    device, dtype, autocast, _ = choose_device(device, dtype)
+except ValueError as e:
+    fail(e)
+on_gpu = device.startswith('cuda')
 
 
 # -----------------------------------------------------------------------------
-# the cases: each returns a function that does some work, and how much that is, in tokens
+# Cases. Each returns a function to measure, the tokens that one call processes, and the FLOPs per token (0 = unknown).
 
-def new_model(C, device, n_layer, n_head, n_embd, block_size, **_):
+def new_model(C, shape):
     torch.manual_seed(0)
-    return GPT(GPTConfig(n_layer=n_layer, n_head=n_head, n_embd=n_embd, block_size=block_size, vocab_size=C,
-                         bias=False)).to(device)
+    return GPT(GPTConfig(**shape, vocab_size=C, bias=False)).to(device)
 
 
-def head(way, name, device, autocast, C=GPT2, N=4096, d=128):
-    """Loss and gradients of a head alone: hidden states (N, d)."""
+def head(loss, use_baseline=False, C=GPT2, N=4096, d=128):
+    """Loss and gradients of the output layer alone, for hidden states (N, d)."""
     torch.manual_seed(0)
     hidden = torch.randn(N, d, device=device, requires_grad=True)
     weight = (0.02 * torch.randn(-(-C // 64) * 64, d, device=device)).requires_grad_()
     targets = torch.randint(C, (N,), device=device)
-    criterion = losses.make_loss(name, C)
+    criterion = make_loss(loss, C)
+    if not use_baseline:
+        prepare_cpu(device)
 
     def work():
         with autocast:
-            if way == 'ours':
-                value = losses.mean_loss(criterion, hidden, weight, targets, C)
+            if use_baseline:
+                objective = baseline.loss(loss, hidden @ weight.T, targets)
             else:
-                value = plain.loss(name, hidden @ weight.T, targets)
-        value.backward()
+                objective = mean_loss(criterion, hidden, weight, targets, C)
+        objective.backward()
         hidden.grad = weight.grad = None
-    return work, N
+    return work, N, 0
 
 
-def iteration(way, name, device, autocast, C=GPT2, compiled=False, optimizer='adamw', **shape):
-    """A whole iteration of training on random tokens: forward, backward, clipping, optimizer."""
-    raw_model = new_model(C, device, **shape)
-    x, y = torch.randint(C, (2, shape['batch_size'], shape['block_size']), device=device)
-    if way == 'plain':
-        step = plain.trainer(raw_model, name, compiled=compiled)
+def iteration(loss, shape, batch_size=16, C=GPT2, optimizer='adamw', use_baseline=False):
+    """A training iteration on random tokens: forward, backward, gradient clipping, optimizer."""
+    raw_model = new_model(C, shape)
+    x, y = torch.randint(C, (2, batch_size, shape['block_size']), device=device)
+    layers, d = shape['n_layer'], shape['n_embd']
+    weights = 12 * layers * d * d + (C * d if loss != 'mse' else 0)  # mse needs no logits
+    flops = 6 * weights + 12 * layers * d * shape['block_size']
+    if use_baseline:
+        train_step = baseline.trainer(raw_model, loss, compiled=compile)
 
         def work():
             with autocast:
-                step(x, y)
-        return work, x.numel()
-    model = torch.compile(raw_model) if compiled else raw_model
-    criterion = losses.make_loss(name, C)
-    optimizer = optimizers.make(raw_model, optimizer, 1e-3, 1e-3, 0.1, (0.9, 0.99))
+                train_step(x, y)
+        return work, x.numel(), flops
+    prepare_cpu(device)
+    model = torch.compile(raw_model) if compile else raw_model
+    criterion = make_loss(loss, C)
+    optimizer = make_optimizer(raw_model, optimizer, 1e-3, 1e-3, 0.1, (0.9, 0.99))
 
     def work():
         with autocast:
-            value = losses.mean_loss(criterion, model(x), raw_model.lm_head.weight, y, C)
-        value.backward()
+            objective = mean_loss(criterion, model(x), raw_model.lm_head.weight, y, C)
+        objective.backward()
         torch.nn.utils.clip_grad_norm_(raw_model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return work, x.numel()
+    return work, x.numel(), flops
 
 
-def story(way, device, autocast, C=BPE, stories=1, tokens=250, **shape):
-    """Sampling at temperature 0.8 from the 200 likeliest: `stories` prompts of one token, side by side."""
-    model = new_model(C, device, **shape).eval()
+def generation(shape, stories=1, C=BPE, use_baseline=False, tokens=250):
+    """Generate a batch of stories from prompts of one token, with temperature 0.8 and top_k 200."""
+    model = new_model(C, shape).eval()
     idx = torch.full((stories, 1), C - 1, device=device)
-    criterion = losses.make_loss('cross_entropy', C)
+    criterion = make_loss('cross_entropy', C)
 
     def work():
         with autocast:
-            if way == 'plain':
-                plain.generate(model, idx, tokens)
+            if use_baseline:
+                model.generate(idx, tokens, temperature=0.8, top_k=200)
             else:
-                uniforms = torch.rand(stories, tokens).numpy()
-                for ids in model.generate(idx, tokens, sampling.chooser(criterion, uniforms, 0.8, top_k=200)):
-                    ids.tolist()  # as sample.py, which prints them
-    return work, stories * tokens
+                sampler = engine.make_sampler(criterion, torch.rand(stories, tokens).numpy(), 0.8, top_k=200)
+                for ids in engine.generate(model, idx, tokens, sampler):
+                    ids.tolist()  # as in sample.py, which prints each token
+    return work, stories * tokens, 0
 
 
-# name of the row, (case, settings) of ours and of what it is compared with, target for the ratio of their speeds
-def rows():
-    def pair(name, case, ours, other, target, **shape):
-        return name, (case, {**ours, **shape}), (case, {**other, **shape}), target
-    ours, other = dict(way='ours'), dict(way='plain')
+def pairs(task):
+    """Return the rows of heads, train or sample: (name, our case, the other case, target for the ratio of speeds)."""
+    def versus_baseline(name, case, target=None):
+        return f'{name}: ours / baseline', case, partial(case, use_baseline=True), target
 
-    def loss(way, name):
-        return {**way, 'name': name}
-    return {'heads': [
-        pair(f'head, {name}: ours / plain', 'head', loss(ours, name), loss(other, name), None)
-        for name in ('cross_entropy', 'squentropy', 'mse')
-    ], 'train': [
-        pair('cross_entropy: ours / plain', 'iteration', loss(ours, 'cross_entropy'), loss(other, 'cross_entropy'), 2.2,
-             **SMALL),
-        pair('squentropy / cross_entropy, both ours', 'iteration', loss(ours, 'squentropy'),
-             loss(ours, 'cross_entropy'), 0.95, **SMALL),
-        pair("squentropy: ours / the original study's", 'iteration', loss(ours, 'squentropy'),
-             loss(other, 'cross_entropy_plus_mse'), 7, **SMALL),
-        pair('mse: ours / plain cross_entropy', 'iteration', loss(ours, 'mse'), loss(other, 'cross_entropy'), 10,
-             **SMALL),
-        pair('mse: ours / plain one-hot mse', 'iteration', loss(ours, 'mse'), loss(other, 'mse'), 16, **SMALL),
-        pair('cross_entropy, 4,096 ids: ours / plain', 'iteration', loss(ours, 'cross_entropy'),
-             loss(other, 'cross_entropy'), 1.4, C=BPE, **SMALL),
-        pair('cross_entropy, 6 x 384: ours / plain', 'iteration', loss(ours, 'cross_entropy'),
-             loss(other, 'cross_entropy'), 1.1, **MIDDLE),
-        pair('4,096 ids: muon / adamw, both ours', 'iteration', {**loss(ours, 'cross_entropy'), 'optimizer': 'muon'},
-             loss(ours, 'cross_entropy'), None, C=BPE, **SMALL),
-    ] + [
-        pair('124 M, cross_entropy: ours / plain', 'iteration', loss(ours, 'cross_entropy'),
-             loss(other, 'cross_entropy'), 1.15, **LARGE),
-        pair('124 M, squentropy / cross_entropy', 'iteration', loss(ours, 'squentropy'), loss(ours, 'cross_entropy'),
-             0.97, **LARGE),
-        pair('124 M, mse / cross_entropy', 'iteration', loss(ours, 'mse'), loss(ours, 'cross_entropy'), 1, **LARGE),
-    ] * machine.choose(device)[0].startswith('cuda'), 'sample': [
-        pair('1 story, 4,096 ids: ours / plain', 'story', ours, other, 15, **SMALL),
-        pair('10 stories, 4,096 ids: ours / plain', 'story', ours, other, 50, stories=10, **SMALL),
-        pair('1 story, 30 M: ours / plain', 'story', ours, other, 8, C=GPT2, **{**MIDDLE, 'block_size': 512}),
-    ]}
-
-
-def flops(shape, C=GPT2, name='cross_entropy'):
-    """Of the model, a token of training: 6 for each weight used, and attention's products."""
-    layers, d = shape['n_layer'], shape['n_embd']
-    return 6 * (12 * layers * d * d + (C * d if name != 'mse' else 0)) + 12 * layers * d * shape['block_size']
+    if task == 'heads':
+        return [versus_baseline(f'head, {loss}', partial(head, loss))
+                for loss in ('cross_entropy', 'squentropy', 'mse')]
+    if task == 'sample':
+        return [versus_baseline('1 story, 4,096 ids', partial(generation, SMALL), 15),
+                versus_baseline('10 stories, 4,096 ids', partial(generation, SMALL, stories=10), 50),
+                versus_baseline('1 story, 30 M', partial(generation, MEDIUM | {'block_size': 512}, C=GPT2), 8)]
+    small, other = partial(iteration, shape=SMALL), partial(iteration, shape=SMALL, use_baseline=True)
+    rows = [
+        versus_baseline('cross_entropy', partial(small, 'cross_entropy'), 2.2),
+        ('squentropy / cross_entropy, both ours', partial(small, 'squentropy'), partial(small, 'cross_entropy'), 0.95),
+        ("squentropy: ours / the original study's", partial(small, 'squentropy'),
+         partial(other, 'cross_entropy_plus_mse'), 7),
+        ('mse: ours / baseline cross_entropy', partial(small, 'mse'), partial(other, 'cross_entropy'), 10),
+        ('mse: ours / baseline one-hot mse', partial(small, 'mse'), partial(other, 'mse'), 16),
+        versus_baseline('cross_entropy, 4,096 ids', partial(small, 'cross_entropy', C=BPE), 1.4),
+        versus_baseline('cross_entropy, 6 x 384', partial(iteration, 'cross_entropy', MEDIUM, batch_size=8), 1.1),
+        ('4,096 ids: muon / adamw, both ours', partial(small, 'cross_entropy', C=BPE, optimizer='muon'),
+         partial(small, 'cross_entropy', C=BPE), None),
+    ]
+    if on_gpu:
+        cross_entropy, squentropy, mse = (partial(iteration, loss, LARGE)
+                                          for loss in ('cross_entropy', 'squentropy', 'mse'))
+        rows += [versus_baseline('124 M, cross_entropy', cross_entropy, 1.15),
+                 ('124 M, squentropy / cross_entropy', squentropy, cross_entropy, 0.97),
+                 ('124 M, mse / cross_entropy', mse, cross_entropy, 1)]
+    return rows
 
 
 # -----------------------------------------------------------------------------
-# measuring: each of a pair in a process of its own, at work in turns
+# Measurement. Each case runs in its own process, which spawn starts by importing this file.
 
-def worker(pipe, case, how, settings):
-    """Does turns of a case when told; at the end says its peak of memory in bytes."""
-    if settings['threads']:
-        torch.set_num_threads(settings['threads'])
-    device, _, autocast, _ = machine.choose(settings['device'], settings['dtype'])
-    if how['way'] == 'ours' and case != 'story':  # sample.py does without
-        machine.prepare(device)
-    on_gpu = device.startswith('cuda')
-    if case == 'iteration':
-        how = {**how, 'compiled': settings['compile']}
-    work, tokens = globals()[case](device=device, autocast=autocast, **how)
-    work()  # the first one allocates, and compiles
-    pipe.send(tokens)
-    while (least := pipe.recv()) is not None:
-        done, started = 0, time.perf_counter()
-        while done == 0 or time.perf_counter() - started < least:
+def worker(pipe, case):
+    """Run one round and send its tokens/s for each True received; after False, send the peak memory in bytes."""
+    work, tokens, flops = case()
+    work()  # warm-up: allocation and compilation
+    pipe.send(flops)
+    while pipe.recv():
+        calls, start = 0, time.perf_counter()
+        while calls == 0 or time.perf_counter() - start < seconds:
             work()
-            done += 1
+            calls += 1
             if on_gpu:
                 torch.cuda.synchronize()
-        pipe.send(done * tokens / (time.perf_counter() - started))
+        pipe.send(calls * tokens / (time.perf_counter() - start))
     if on_gpu:
         pipe.send(torch.cuda.max_memory_allocated())
     else:
-        import resource
+        import resource  # not on Windows
         pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024))
 
 
-def measure(name, a, b, target):
-    """A row: tokens a second and peak memory of two cases, in turns A B A B; medians and the ratio."""
+def measure_pair(name, ours, other, target):
+    """Return one row: medians of tokens/s, peak memory, and the ratio of speeds of two cases that run alternately."""
     context = multiprocessing.get_context('spawn')
-    pipes, workers = [], []
-    for case, how in (a, b):
-        mine, its = context.Pipe()
-        workers.append(context.Process(target=worker, args=(its, case, how, settings), daemon=True))
-        workers[-1].start()
-        its.close()
-        mine.recv()  # it is ready; the next one starts only now, so that they do not disturb each other
-        pipes.append(mine)
-    rates = [[], []]
+    processes, pipes, flops, memory, rates = [], [], [], [], [[], []]
+    for case in (ours, other):
+        pipe, child_pipe = context.Pipe()
+        processes.append(context.Process(target=worker, args=(child_pipe, case), daemon=True))
+        processes[-1].start()
+        child_pipe.close()
+        flops.append(pipe.recv())  # wait for the warm-up, so that it does not disturb the other process
+        pipes.append(pipe)
     for _ in range(rounds):
-        for pipe, mine in zip(pipes, rates, strict=True):
-            pipe.send(seconds)
-            mine.append(pipe.recv())
-    memory = []
-    for pipe, process in zip(pipes, workers, strict=True):
-        pipe.send(None)
+        for pipe, case_rates in zip(pipes, rates, strict=True):
+            pipe.send(True)
+            case_rates.append(pipe.recv())
+    for pipe, process in zip(pipes, processes, strict=True):
+        pipe.send(False)
         memory.append(pipe.recv())
         process.join()
-    ours, other = map(statistics.median, rates)
-    ratio = statistics.median(x / y for x, y in zip(*rates, strict=True))
-    row = {'name': name, 'ours': ours, 'other': other, 'ratio': ratio, 'target': target, 'unit': 'tokens/s',
+    row = {'name': name, 'ours': median(rates[0]), 'other': median(rates[1]),
+           'ratio': median(a / b for a, b in zip(*rates, strict=True)), 'target': target, 'unit': 'tokens/s',
            'ours_bytes': memory[0], 'other_bytes': memory[1], 'all': rates}
-    if a[0] == 'iteration':
-        row['flops'] = ours * flops(a[1], a[1].get('C', GPT2), a[1]['name'])
-    return row
+    return row | {'flops': row['ours'] * flops[0]} if flops[0] else row
 
 
-def matmul():
-    """Operations a second of a product of two matrices (2048, 2048) in the type that is used."""
-    name, kind, autocast, _ = machine.choose(device, dtype)
-    a = torch.randn(2048, 2048, device=name)
+def matmul_flops():
+    """Return the FLOP/s of a product of two (2048, 2048) matrices in the dtype that training uses."""
+    a = torch.randn(2048, 2048, device=device)
     times = []
     for _ in range(12):
-        started = time.perf_counter()
+        start = time.perf_counter()
         with autocast:
             a @ a
-        if name.startswith('cuda'):
+        if on_gpu:
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return 2 * 2048**3 / statistics.median(times[2:])
+        times.append(time.perf_counter() - start)
+    return 2 * 2048**3 / median(times[2:])
 
 
-def run(*command, until=None):
-    """Seconds that a command of the project takes, until it says something or ends; its output."""
-    started, said = time.perf_counter(), ''
-    with subprocess.Popen([sys.executable, *map(str, command)], cwd=HERE, stdout=subprocess.PIPE, text=True,
-                          env={**os.environ, **({'OMP_NUM_THREADS': str(threads)} if threads else {})}) as process:
+def run_script(*command, until=None):
+    """Run a script until it exits or prints a line that matches `until`; return the seconds it took and its output."""
+    command = [sys.executable, *map(str, command)]
+    env = os.environ | ({'OMP_NUM_THREADS': str(threads)} if threads else {})
+    start, output = time.perf_counter(), ''
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=env) as process:
         for line in process.stdout:
-            said += line
+            output += line
             if until and re.match(until, line):
-                break
-        if not until:
-            process.wait()
-        taken = time.perf_counter() - started
-        process.kill()
-    if until and not re.search(until, said, re.M):
-        fail(f'{" ".join(map(str, command))} did not come to {until!r}')
-    return taken, said
+                duration = time.perf_counter() - start
+                process.kill()
+                return duration, output
+        status = process.wait()
+    if status or until:
+        fail(f'{" ".join(command)} exited with status {status}' + (f' before it printed {until!r}' if until else ''))
+    return time.perf_counter() - start, output
 
 
 def start_rows():
-    """Seconds of train.py --help, and to the first iteration of the small model, and the share of data loading."""
-    helps = [run('train.py', '--help')[0] for _ in range(rounds)]
-    out = [{'name': 'train.py --help', 'ours': statistics.median(helps), 'unit': 's', 'target': 0.5}]
+    """Yield the seconds until train.py prints --help and its first iteration, and the time of data loading."""
+    help_seconds = [run_script('train.py', '--help')[0] for _ in range(rounds)]
+    yield {'name': 'train.py --help', 'ours': median(help_seconds), 'unit': 's', 'target': 0.5}
     with tempfile.TemporaryDirectory() as folder:
         data = f'{folder}/data'
-        run('data/tinystories/prepare.py', '--source=synthetic', '--max_stories=3000', '--vocab_size=4096',
-            f'--out_dir={data}')
-        firsts = [run('train.py', f'--dataset={data}', f'--out_dir={folder}/run{i}', until='iter 1:')[0]
-                  for i in range(rounds)]
-        out.append({'name': 'train.py, to its first iteration', 'ours': statistics.median(firsts), 'unit': 's',
-                    'target': 4})
-        tokens = bins.open_bin(data, 'train', bins.read_meta(data))
+        run_script('data/synthetic/prepare.py', '--stories=3000', '--vocab_size=4096', f'--out_dir={data}')
+        first_seconds = [run_script('train.py', f'--dataset={data}', f'--out_dir={folder}/run{i}', until='iter 1:')[0]
+                         for i in range(rounds)]
+        yield {'name': 'train.py, to its first iteration', 'ours': median(first_seconds), 'unit': 's', 'target': 4}
+        tokens = dataloader.open_bin(data, 'train', dataloader.read_meta(data))
         times = []
         for i in range(200):
-            started = time.perf_counter()
-            bins.read_windows(bins.unchanged(tokens), bins.train_windows(len(tokens), 256, 1, 16 * i, 16), 256)
-            times.append(time.perf_counter() - started)
-        out.append({'name': 'data loading, an iteration of 16 windows', 'ours': 1000 * statistics.median(times),
-                    'unit': 'ms', 'target': None})
-    return out
+            start = time.perf_counter()
+            dataloader.read_windows(tokens, dataloader.train_windows(len(tokens), 256, 1, 16 * i, 16), 256)
+            times.append(time.perf_counter() - start)
+        yield {'name': 'data loading, an iteration of 16 windows', 'ours': 1000 * median(times), 'unit': 'ms',
+               'target': None}
 
 
 def prepare_rows():
-    """Tokens a second of prepare.py's encoding against a loop over the stories with the same tokenizer."""
+    """Yield the tokens/s of prepare.py and of a loop over the stories with the same tokenizer."""
+    sys.path.insert(0, str(DATA / 'synthetic'))
+    from grammar import generate_stories
+    stories = list(itertools.islice(generate_stories(), 20000)) * 3
+    ours, other = [], []
     with tempfile.TemporaryDirectory() as folder:
-        sys.path.insert(0, str(HERE / 'data/tinystories'))
-        from synthetic import stories
-        import itertools
-        import numpy as np
-        from tokenizer import Tokenizer
-        texts = list(itertools.islice(stories(), 20000)) * 3
-        Path(f'{folder}/a.txt').write_text('<|endoftext|>'.join(texts))
-        ours, other = [], []
+        Path(f'{folder}/stories.txt').write_text('<|endoftext|>'.join(stories))
         for _ in range(rounds):
-            _, said = run('data/tinystories/prepare.py', f'--input={folder}/a.txt', f'--out_dir={folder}/data',
-                          '--overwrite=True')
-            ours.append(float(re.search(r'([\d,]+) tokens/s', said)[1].replace(',', '')))
-            tokenizer = Tokenizer.load(f'{folder}/data')
-            started = time.perf_counter()
-            ids = [tokenizer._encoding.encode(text, disallowed_special=()) + [tokenizer.eot] for text in texts]
-            array = np.array([i for story in ids for i in story], np.uint16)
-            other.append(len(array) / (time.perf_counter() - started))
-    return [{'name': 'prepare.py / one loop over the stories', 'ours': statistics.median(ours),
-             'other': statistics.median(other), 'unit': 'tokens/s', 'target': None,
-             'ratio': statistics.median(x / y for x, y in zip(ours, other, strict=True))}]
+            _, output = run_script('data/tinystories/prepare.py', f'--input={folder}/stories.txt',
+                                   f'--out_dir={folder}/data', '--overwrite=True')
+            ours.append(float(re.search(r'([\d,]+) tokens/s', output)[1].replace(',', '')))
+            tokenizer = Tokenizer.for_dataset(f'{folder}/data', dataloader.read_meta(f'{folder}/data'))
+            start = time.perf_counter()
+            ids = np.array([i for story in stories for i in [*tokenizer.encode(story), tokenizer.eot]], np.uint16)
+            other.append(len(ids) / (time.perf_counter() - start))
+    yield {'name': 'prepare.py / one loop over the stories', 'ours': median(ours), 'other': median(other),
+           'ratio': median(a / b for a, b in zip(ours, other, strict=True)), 'unit': 'tokens/s', 'target': None}
 
 
-def show(row, peak):
+def measure(task):
+    """Yield the rows of a task."""
+    if task == 'start':
+        yield from start_rows()
+    elif task == 'prepare':
+        yield from prepare_rows()
+    else:
+        for pair in pairs(task):
+            if only in pair[0]:
+                yield measure_pair(*pair)
+
+
+def table_line(name, *cells):
+    widths = (10, 10, 10, 8, 8, 14, 8)
+    return f'{name:44}' + ''.join(f'{cell:>{width}}' for cell, width in zip(cells, widths, strict=True))
+
+
+def format_row(row, peak):
     def number(x):
         return f'{x:,.0f}' if x >= 100 else f'{x:.3g}'
     memory = f"{row['ours_bytes'] / 2**30:.2f} / {row['other_bytes'] / 2**30:.2f}" if 'ours_bytes' in row else ''
-    cells = [number(row['ours']), number(row['other']) if 'other' in row else '', row['unit'],
-             f"{row['ratio']:.2f}" if 'ratio' in row else '', f"{row['target']:g}" if row['target'] else '', memory,
-             f"{row['flops'] / peak:.0%}" if 'flops' in row else '']
-    return f"{row['name']:44}" + ''.join(f'{cell:>{width}}' for cell, width in
-                                         zip(cells, (10, 10, 10, 8, 8, 14, 8), strict=True))
+    return table_line(row['name'], number(row['ours']), number(row['other']) if 'other' in row else '', row['unit'],
+                      f"{row['ratio']:.2f}" if 'ratio' in row else '', f"{row['target']:g}" if row['target'] else '',
+                      memory, f"{row['flops'] / peak:.0%}" if 'flops' in row else '')
+
+
+def print_json(values):
+    import json  # here, because `json` is a setting of this script
+    print(json.dumps(values, indent=1))
 
 
 if __name__ == '__main__':
-    if threads:
-        torch.set_num_threads(threads)
-    name, kind, _, _ = machine.choose(device, dtype)
-    gpu = torch.cuda.get_device_name() if name.startswith('cuda') else ''
-    about = f"{machine.processor(name)}, {torch.get_num_threads()} threads, torch {torch.__version__}, {kind}, " + \
-        time.strftime('%Y-%m-%d')
-    torchs = matmul()
-    rate = matmul() if machine.prepare(name) != 'torch' else torchs
-    peak = next((1e12 * x for key, x in PEAKS.items() if key in gpu), rate)
+    environment = f'{processor_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}, {dtype}, ' \
+                  + time.strftime('%Y-%m-%d')
+    torch_rate = matmul_flops()
+    rate = matmul_flops() if prepare_cpu(device) != 'torch' else torch_rate
+    peak = next((1e12 * tflops for gpu, tflops in PEAK_TFLOPS.items() if on_gpu and gpu in environment), rate)
     if not json:
-        print(f'{about}\na product of two 2048 x 2048 matrices: {rate / 1e9:,.0f} GFLOP/s, as torch '
-              f'makes it {torchs / 1e9:,.0f}; share: model FLOPs of the first '
-              f"(of the data sheet's peak on a known GPU)\n")
-        print(f"{'':44}{'ours':>10}{'other':>10}{'':>10}{'ratio':>8}{'target':>8}{'GiB, peak':>14}{'share':>8}")
-    table = []
-    for kind in TASKS if task == 'all' else [task]:
-        made = {'start': start_rows, 'prepare': prepare_rows}.get(kind)
-        for row in made() if made else (measure(*row) for row in rows()[kind] if only in row[0]):
-            table.append(row)
-            if not json:
-                print(show(row, peak), flush=True)
+        print(f'{environment}\nmatmul of two 2048 x 2048 matrices: {rate / 1e9:,.0f} GFLOP/s, '
+              f'{torch_rate / 1e9:,.0f} with the default library\n'
+              'MFU: FLOP/s of our model relative to this matmul, or to the peak on the data sheet of a known GPU\n')
+        print(table_line('', 'ours', 'other', '', 'ratio', 'target', 'peak GiB', 'MFU'))
+    rows = []
+    for row in itertools.chain.from_iterable(measure(name) for name in (TASKS if task == 'all' else [task])):
+        rows.append(row)
+        if not json:
+            print(format_row(row, peak), flush=True)
     if json:
-        print(dumps({'machine': about, 'matmul': rate, 'matmul_by_torch': torchs, 'rows': table}, indent=1))
+        print_json({'environment': environment, 'matmul': rate, 'matmul_by_torch': torch_rate, 'rows': rows})

@@ -1,339 +1,266 @@
-"""
-Settings of a script: plain module globals, changed by config files and flags.
+"""Settings of a script: module globals that config files and flags override.
 
-    python train.py config/small.py config/mine.py --n_layer=4 --out_dir out/a
+    python train.py config/train_tinystories_mse.py my_config.py --n_layer=4 --out_dir out/a
 
-Arguments apply from left to right, the later one wins. Files and flags are checked alike, and all
-that is wrong is said at once: a run that starts has the settings that were asked for.
+Later arguments override earlier ones. A config file is Python that assigns to settings. It sees their current values
+(n_embd = 64 * n_head) and can start from a config file in its folder (from train_tinystories_30m import *). Names of
+helper variables start with _. Unlike in nanoGPT, names and types are checked and all mistakes are reported together.
 """
 import ast
 import difflib
-import glob
-import importlib
 import os
 import re
-import reprlib
 import sys
 import tokenize
-import types
+from contextlib import contextmanager
+from pathlib import Path
+from traceback import extract_tb
 
-KINDS = {bool: 'True or False', int: 'a whole number', float: 'a finite number', str: 'a string'}
-LIMITS = {int: ', below 2**53', str: ', without NUL and lone surrogates'}  # what a value of the right type can lack
+KINDS = {bool: 'True or False', int: 'a whole number below 2**53', float: 'a finite number',  # see coerce()
+         str: 'a string without NUL and lone surrogates'}
 
 
-def configure(settings, rules=(), argv=None, also=''):
-    """
-    Apply config files and flags to a script's settings.
+def configure(settings, rules=(), applies=(), argv=None, also=''):
+    """Apply config files and flags to a script's settings.
 
-    settings: the script's globals(), updated in place. A setting is a public name to which the
-        script assigns a constant (bool, int, float or str) at module level above its call of
-        configure; the type of this default is the type of the setting.
-    rules: expressions over the settings that must hold, like 'n_embd % n_head == 0', or pairs
-        (expression, hint) where the hint tells the way out. They see no builtins.
+    settings: the script's globals(), updated in place. A setting is a public name to which the script assigns a bool,
+        int, float or str at module level, above its call of configure. The type of this default is the setting's type.
+    rules: expressions over the settings that must be true, like 'n_embd % n_head == 0', or pairs (expression, hint)
+        where the hint says what to do. They cannot use builtins.
+    applies: tuples (expression, setting, ...) for settings that have an effect only if the expression is true. If it
+        is false, a flag for such a setting is a mistake, and a value from a config file is reset to the default before
+        the rules are checked.
     argv: the arguments, sys.argv[1:] by default.
-    also: another script, beside this one, whose settings are taken and checked too but not put
-        into settings; where both have a name, it is this script's.
+    also: the file name of another script in the same folder. Its settings are accepted, checked and returned as well.
 
-    Returns a dict of all settings, name -> final value. --help prints them and exits with status 0.
-    Mistakes exit with status 2, one line each on stderr, and leave settings as they were.
+    Returns {setting: final value}. Exits with status 0 for --help, and with status 2 and a line for each mistake.
     """
+    script = os.path.abspath(settings['__file__'])
+    root = os.path.dirname(script)
     argv = list(sys.argv[1:] if argv is None else argv)
-    root, program = os.path.split(os.path.abspath(settings['__file__']))
-    tree, lines, declared = read_script(settings)
-    own = {name: settings[name] for name in declared}
-    theirs, their_rules = settings_of(os.path.join(root, also)) if also else ({}, [])
-    defaults, rules = {**theirs, **own}, [*rules, *their_rules]
-    values = dict(defaults)
     if '-h' in argv or '--help' in argv:
-        print(help_text(program, tree, lines, declared, own))
+        print(help_text(script))
         raise SystemExit(0)
-    declared = defaults
+    own = parse_script(script)[1]
+    also_defaults, also_rules, also_applies = read_settings(os.path.join(root, also)) if also else ({}, [], [])
+    defaults, rules, applies = also_defaults | own, [*rules, *also_rules], [*also_applies, *applies]
+    values = dict(defaults)
+    flags, errors = {}, []  # {setting: the argument that sets it}, messages
+    unsure = set()  # settings with a mistake: their intended value is unknown, so no rule or condition judges it
 
-    errors = []
-    unsure = set()  # settings whose final value a mistake hides: no rule judges them
+    def mistake(message, *names):
+        errors.append(message)
+        unsure.update(names)
 
-    def put(where, name, value, found, flag=''):
-        default = defaults.get(name)
-        if name not in declared:
-            near = difflib.get_close_matches(name.lower().replace('-', '_'), declared, 1)
-            way = (f'did you mean {flag}{near[0]}?' if near else f'python {program} --help lists those there are'
-                   + ('' if flag else ', and _ in front makes it a name of your own'))
-            errors.append(f'{where}: unknown setting {name!r}; {way}')
-            unsure.update(near)
-        elif (good := fit(value, type(default))) is not None:
-            values[name] = good
-            unsure.discard(name)
+    def assign(where, name, value, found, dashes=''):
+        kind = type(defaults.get(name))
+        coerced = coerce(value, kind)
+        if name not in defaults:
+            near = difflib.get_close_matches(name.lower().replace('-', '_'), defaults, 1)
+            advice = (f'did you mean {dashes}{near[0]}?' if near else
+                      f'python {os.path.basename(script)} --help lists all; helper variables of configs start with _')
+            mistake(f'{where}: unknown setting {name!r}; {advice}', *near)
+        elif coerced is None:
+            example = True if kind is bool else defaults[name]
+            example = f'{dashes}{name}={example}' if dashes else f'{name} = {example!r}'
+            mistake(f'{where}: {name} takes {KINDS[kind]} ({kind.__name__}), found {found}; example: {example}', name)
         else:
-            example = not default if type(default) is bool else default
-            example = f'{flag}{name}={example}' if flag else f'{name} = {example!r}'
-            kind = f'{KINDS[type(default)]} ({type(default).__name__})'
-            kind += LIMITS.get(type(value), '') if type(value) is type(default) else ''
-            errors.append(f'{where}: {name} takes {kind}, found {found}; write it like {example}')
-            unsure.add(name)
+            values[name] = coerced
+            unsure.discard(name)
 
     while argv:
         arg = argv.pop(0)
+        files = [path for path in (os.path.abspath(arg), os.path.join(root, arg)) if os.path.isfile(path)]
         if arg.startswith('--'):
             name, equals, text = arg[2:].partition('=')
             if not equals and argv and not argv[0].startswith('--'):
-                text = argv.pop(0)
+                equals, text = ' ', argv.pop(0)
                 arg = f'{arg} {text}'
-            elif not equals and name in declared:
-                example = True if type(defaults[name]) is bool else defaults[name]
-                errors.append(f'{arg} needs a value: {arg}={example}')
-                unsure.add(name)
-                continue
-            put(arg, name, literal(text, type(defaults.get(name))), repr(text), '--')
-        elif not arg.endswith('.py'):
-            flag = '--' + arg.lstrip('-')
-            near = f'{arg}.py' if find(f'{arg}.py', root) else flag if flag[2:].partition('=')[0] in declared else ''
-            errors.append(f'{arg!r} is neither a config file (*.py) nor a flag (--key=value)'
-                          + (f'; did you mean {near}?' if near else ''))
-            unsure.update(declared)
-        elif not (path := find(arg, root)):
-            near = ' or '.join(similar(arg, root))
-            errors.append(f'{arg}: no such config file, here or in {root}; '
-                          + (f'did you mean {near}?' if near else 'give the path of one that exists'))
-            unsure.update(declared)
-        else:
+            flags[name] = arg
+            value = parse_flag(text, type(defaults.get(name))) if equals else None
+            assign(arg, name, value, repr(text) if equals else 'no value', '--')
+        elif arg.endswith('.py') and files:
             try:
-                space, trees = run_config(path, values)
+                for name, value, file, line in read_config(files[0], values):
+                    where = os.path.join(os.path.dirname(arg), os.path.basename(file)) + (f':{line}' if line else '')
+                    assign(where, name, value, f'{value!r:.80} ({type(value).__name__})')
             except (Exception, SystemExit) as e:
-                what = f'{type(e).__name__}: {e.msg if isinstance(e, SyntaxError) else e}'
-                errors.append(f'{shown(arg, *raised_at(e, path))}: {what}; correct this file')
-                unsure.update(declared)
-                continue
-            scratch = scratch_names(trees.values())
-            for name, value in space.items():
-                if name in declared:
-                    given = value is not values[name]
-                else:
-                    given = not (name.startswith('_') or name in scratch or callable(value)
-                                 or isinstance(value, types.ModuleType))
-                if given:
-                    found = f'{brief(value)} ({type(value).__name__})'
-                    put(shown(arg, *stored_at(name, trees)), name, value, found)
+                lines = [f':{call.lineno}' for call in extract_tb(e.__traceback__) if call.filename == files[0]]
+                where = arg + (lines[-1] if lines else '')
+                mistake(f'{where}: {type(e).__name__}: {e}; correct this file', *defaults)
+        else:
+            configs = [f'config/{path.name}' for path in Path(root, 'config').glob('*.py')]
+            near = difflib.get_close_matches(arg, [*configs, *(f'--{name}' for name in defaults)], 1)
+            advice = f'; did you mean {near[0]}?' if near else ''
+            mistake(f'{arg!r} is neither an existing config file (*.py) nor a flag (--key=value){advice}', *defaults)
 
-    errors += broken(rules, values, unsure)
+    for condition, *names in applies:
+        found = violation(condition, values, unsure)
+        for name in names if found else ():
+            if name in flags and name not in unsure:
+                mistake(f'{flags[name]}: {name} has an effect only if {condition}, found {found}; omit the flag', name)
+            else:
+                values[name] = defaults[name]
+    errors += broken_rules(rules, values, unsure)
     if errors:
         fail(*errors, status=2)
     settings.update((name, values[name]) for name in own)
     return values
 
 
-def broken(rules, values, unsure=()):
-    """What is said of the rules (see configure) that do not hold for these values, {name: value}: a list of
-    lines. No rule judges a name that is unsure."""
-    lines = []
-    for rule in rules:
-        rule, hint = (rule, '') if isinstance(rule, str) else rule
-        code = compile(rule, '<rule>', 'eval')
-        names = [name for name in code.co_names if name in values]
-        if set(unsure).intersection(names):
-            continue
-        try:
-            holds = eval(code, {'__builtins__': {}}, dict(values))
-        except ArithmeticError:  # n_embd % n_head where n_head=0
-            holds = False
-        if not holds:
-            found = ', '.join(f'{name}={values[name]!r}' for name in names)
-            lines.append(f'{rule} does not hold: {found}' + (f'; {hint}' if hint else ''))
-    return lines
-
-
 def fail(*messages, status=1):
-    """Say on stderr what is wrong, one line 'error: message' each, and exit with this status."""
-    # of the processes that torchrun starts, all make the same mistakes in settings
+    """Print each message as a line 'error: message' on stderr and exit with this status.
+
+    Status 2 is for mistakes in settings and 3 for divergence: under torchrun all ranks find them, and only rank 0
+    prints.
+    """
     rank = os.environ.get('RANK', '0') if 'TORCHELASTIC_RUN_ID' in os.environ else '0'
-    for message in messages if rank == '0' or status != 2 else ():
-        print('error: ' + f'process {rank}: ' * (rank != '0') + printable(message), file=sys.stderr)
+    if rank == '0' or status not in (2, 3):
+        for message in messages:
+            print('error: ' + ('' if rank == '0' else f'rank {rank}: ') + printable(message), file=sys.stderr)
     raise SystemExit(status)
 
 
+@contextmanager
+def fail_on(*errors):
+    """Turn these exceptions into fail()."""
+    try:
+        yield
+    except errors as e:
+        fail(e)
+
+
 def printable(text):
-    """The text as one line; what would be a command to the terminal, in a name from elsewhere, becomes ?"""
+    """The text on one line, with ? for characters that could control the terminal."""
     return ''.join(c if c.isprintable() else '?' for c in ' '.join(str(text).splitlines()))
 
 
-# -----------------------------------------------------------------------------
-# the script: which of its names are settings, and what --help says of them
-
-def settings_of(path):
-    """({setting: default}, [rule, ...]) of a script, read without running it; its rules must be literals"""
-    with tokenize.open(path) as f:
-        tree = ast.parse(f.read())
-    found, rules = {'__file__': path}, []
-    for node in tree.body:
-        call = next((n for n in ast.walk(node) if isinstance(n, ast.Call) and getattr(n.func, 'id', '') == 'configure'),
-                    None)
-        if call:
-            rules = [ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg == 'rules']
-            break
-        if isinstance(node, ast.Assign) and not any(isinstance(n, ast.Name) for n in ast.walk(node.value)):
-            found[getattr(node.targets[0], 'id', '_')] = eval(compile(ast.Expression(node.value), path, 'eval'))
-    _, _, declared = read_script(found)
-    return {name: found[name] for name in declared}, rules[0] if rules else []
-
-
-def read_script(settings):
-    """the script's syntax tree, its source lines above the configure call, {setting: its assignment}"""
-    with tokenize.open(settings['__file__']) as f:
-        source = f.read()
-    tree, lines, declared = ast.parse(source), source.splitlines(True), {}
-    for node in tree.body:
-        calls = [n.func for n in ast.walk(node) if isinstance(n, ast.Call)]
-        if any('configure' in (getattr(f, 'id', ''), getattr(f, 'attr', '')) for f in calls):
-            lines = lines[:node.lineno - 1]
-            break
-        if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value:
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            name = getattr(targets[0], 'id', '_')
-            constant = not any(isinstance(n, ast.Name) for n in ast.walk(node.value))
-            if constant and len(targets) == 1 and name[0] != '_' and type(settings[name]) in KINDS:
-                declared[name] = node
-    return tree, lines, declared
-
-
-def help_text(program, tree, lines, declared, values):
-    tokens = tokenize.generate_tokens(iter(lines).__next__)
-    comments = {t.start[0]: t for t in tokens if t.type == tokenize.COMMENT}
-    headings = {n + 1: comments[n + 1].string.lstrip('# ') for n, t in comments.items()
-                if re.fullmatch('# ?-{4,}', t.string) and n + 1 in comments}  # line -> text below a ruler
-    width = max((len(f'{name}={value}') for name, value in values.items()), default=0)
-    out = [ast.get_docstring(tree) or '', '', f'usage: python {program} [config.py ...] [--key=value ...]',
-           'applied from left to right, the later one wins', '']
-    under = None
-    for name, node in declared.items():
-        heading = headings.get(max((n for n in headings if n < node.lineno), default=None), 'settings')
-        if heading != under:
-            under = heading
-            out.append(heading)
-        n, about = node.end_lineno, ''
-        while n in comments and (not about or lines[n - 1][:comments[n].start[1]].isspace()):
-            about += ' ' + comments[n].string.lstrip('# ')  # may run on in indented comment lines below
-            n += 1
-        out.append('  --' + f'{name}={values[name]}'.ljust(width) + ' ' + about)
-    return '\n'.join(line.rstrip() for line in out).strip()
-
-
-# -----------------------------------------------------------------------------
-# values
-
-def fit(value, kind):
-    """the value as a setting of this type, an int where a float is asked too; None where it does not fit"""
-    if kind is float and type(value) in (int, float):
-        return float(value) if abs(value) <= sys.float_info.max else None  # neither nan nor inf
-    if type(value) is not kind:  # so a bool is no int
-        return None
-    if kind is int:
-        return value if abs(value) < 2**53 else None  # beyond it floats, JSON and torch's sizes give out one by one
-    if kind is str:  # each may become a path
-        try:
-            return None if b'\0' in os.fsencode(value) else value
-        except UnicodeEncodeError:
+def violation(expression, values, unsure=()):
+    """'name=value, ...' of the settings in a false expression; None if it is true or has a setting in unsure."""
+    names = [node.id for node in ast.walk(ast.parse(expression)) if isinstance(node, ast.Name)]
+    found = {name: values[name] for name in names if name in values}
+    try:
+        if not found.keys().isdisjoint(unsure) or eval(expression, {'__builtins__': {}}, dict(values)):
             return None
+    except ArithmeticError:  # n_embd % n_head with n_head = 0
+        pass
+    return ', '.join(f'{name}={value!r}' for name, value in found.items())
+
+
+def broken_rules(rules, values, unsure=()):
+    """A line for each rule (see configure) that these values make false, except for rules with settings in unsure."""
+    pairs = [(rule, '') if isinstance(rule, str) else rule for rule in rules]
+    return [f'{expression} does not hold: {found}' + (f'; {hint}' if hint else '') for expression, hint in pairs
+            if (found := violation(expression, values, unsure)) is not None]
+
+
+def coerce(value, kind):
+    """The value as a setting of type kind, or None if it is not one. Ints are accepted as floats."""
+    if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
+        value = float(value)
+    if (type(value) is not kind  # isinstance would accept a bool as an int
+            or kind is int and abs(value) >= 2**53  # not exact in float64 and JSON
+            or kind is float and not abs(value) <= sys.float_info.max  # inf or nan
+            or kind is str and re.search('[\0\ud800-\udc7f\udd00-\udfff]', value)):  # not possible in a path
+        return None
     return value
 
 
-def brief(value):
+def parse_flag(text, kind):
+    """The value that the text of a flag stands for, or the text itself if it does not fit the type."""
     try:
-        return reprlib.repr(value)
-    except ValueError:
-        return 'a number of thousands of digits'  # Python does not write them out
+        return {'True': True, 'true': True, 'False': False, 'false': False}[text] if kind is bool else kind(text)
+    except (KeyError, TypeError, ValueError):
+        return text
 
 
-def literal(text, kind):
-    """what a config file would hold for the text of a flag; the text itself where it is nothing better"""
-    if kind is bool:
-        return {'True': True, 'true': True, 'False': False, 'false': False}.get(text, text)
-    for number in (int, float) if kind in (int, float) else ():
-        try:
-            return number(text)
-        except ValueError:
-            pass
-    return text
+def parse_script(path):
+    """(syntax tree, {setting: default}, {last line of its assignment: setting}, call of configure) of a script."""
+    tree, defaults, lines = ast.parse(Path(path).read_bytes()), {}, {}
+    for node in tree.body:
+        for call in ast.walk(node):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == 'configure':
+                return tree, defaults, lines, call
+        match node:
+            case (ast.Assign(targets=[ast.Name(id=name)], value=value)
+                  | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value)):
+                constant = not any(isinstance(n, ast.Name) for n in ast.walk(value))
+                default = eval(compile(ast.Expression(value), path, 'eval')) if constant else None
+                if name[0] != '_' and type(default) in KINDS:
+                    defaults[name], lines[node.end_lineno] = default, name
+    return tree, defaults, lines, None
 
 
-# -----------------------------------------------------------------------------
-# config files
-
-def find(path, root):
-    """absolute path of a config file, looked up from here and then from the script's folder"""
-    places = os.path.abspath(path), os.path.join(root, path)
-    return next((place for place in places if os.path.isfile(place)), None)
+def read_settings(path):
+    """(defaults {setting: value}, rules, applies) of a script, without running it. Rules and applies are literals."""
+    _, defaults, _, call = parse_script(path)
+    literals = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg in ('rules', 'applies')}
+    return defaults, literals.get('rules', []), literals.get('applies', [])
 
 
-def similar(path, root):
-    """up to three paths that exist, here or under root, of files named almost like this one"""
-    folder, name = os.path.split(path)
-    there = {file: found for place in ('config', folder) for base in (root, os.getcwd())
-             for file in glob.glob('*.py', root_dir=os.path.join(base, place))
-             if find(found := os.path.join(place, file), root)}
-    near = difflib.get_close_matches(name, there, 3) or [file for file in there if file.endswith(name)][:3]
-    return [there[file] for file in near]
+def help_text(path):
+    """The docstring of a script, then its settings with their comments, under its headings '# text ------'."""
+    tree, defaults, lines, _ = parse_script(path)
+    with tokenize.open(path) as f:
+        comments = {t.start[0]: t for t in tokenize.generate_tokens(f.readline) if t.type == tokenize.COMMENT}
+    text = {line: t.string.lstrip('# ') for line, t in comments.items()}
+    usage = f'usage: python {os.path.basename(path)} [config.py ...] [--key=value ...]'
+    out = [ast.get_docstring(tree) or '', '', usage, 'later arguments override earlier ones', '']
+    width = max((len(f'{name}={value}') for name, value in defaults.items()), default=0)
+    last = 0  # line of the last setting or comment of it
+    for line in sorted({*lines, *text}):
+        if line in lines:
+            setting = f'{lines[line]}={defaults[lines[line]]}'
+            out.append(f'  --{setting:{width}}  {text.get(line, "")}')
+            last = line
+        elif line == last + 1 and comments[line].line[:comments[line].start[1]].isspace():  # the comment continues
+            out[-1] += ' ' + text[line]
+            last = line
+        elif (heading := re.fullmatch('(.*[^-]) -{4,}', text[line])) and line < max(lines, default=0):
+            out.append(heading[1])
+    return '\n'.join(line.rstrip() for line in out).strip()
+
+
+def read_config(path, values):
+    """[(name, value, file, line), ...] of the settings and unknown public names that a config file assigns."""
+    space, trees = run_config(path, values)
+    ignored = scratch_names(trees.values())
+    changed = {name: value for name, value in space.items() if name not in values or value is not values[name]}
+    return [(name, value, *assigned_at(name, trees)) for name, value in changed.items()
+            if name in values or not (name[0] == '_' or name in ignored or callable(value))]
 
 
 def run_config(path, values):
-    """the namespace that a config file leaves, and {file: tree} of it and of the neighbours it imported"""
-    folder, name = os.path.split(path)
-    space = dict(values, __file__=path, __name__=name.removesuffix('.py'))
-    modules, places, no_bytecode = set(sys.modules), sys.path[:], sys.dont_write_bytecode
-    sys.path.insert(0, folder)  # so that `from small import *` finds the small.py beside it
+    """Run a config file on these values: (its namespace, {file: syntax tree} of it and the config files it imports)."""
+    space, folder, modules = dict(values, __file__=path), os.path.dirname(path), set(sys.modules)
+    sys_path, no_bytecode = sys.path[:], sys.dont_write_bytecode
+    sys.path.insert(0, folder)
     sys.dont_write_bytecode = True  # no __pycache__ among the configs
-    importlib.invalidate_caches()
-    files = [path]
     try:
-        with open(path, 'rb') as f:
-            source = f.read()
-        exec(compile(source, path, 'exec'), space)
+        exec(compile(Path(path).read_bytes(), path, 'exec'), space)
     finally:
-        sys.path[:], sys.dont_write_bytecode = places, no_bytecode
-        for name in [name for name in sys.modules if name not in modules]:
-            file = os.path.abspath(getattr(sys.modules[name], '__file__', None) or os.sep)
-            if os.path.dirname(file) == folder and file.endswith('.py'):
-                del sys.modules[name]  # the next config reads it afresh
-                files.append(file)
-    trees = {}
-    for file in files:
-        with open(file, 'rb') as f:
-            trees[file] = ast.parse(f.read())
-    return space, trees
+        sys.path[:], sys.dont_write_bytecode = sys_path, no_bytecode
+        imported = [sys.modules.pop(name).__file__ for name in set(sys.modules) - modules  # so that they can run again
+                    if os.path.dirname(getattr(sys.modules[name], '__file__', None) or '') == folder]
+    return space, {file: ast.parse(Path(file).read_bytes()) for file in [path, *imported]}
 
 
-def shown(arg, file, line):
-    """a file of the config's folder as the user would write it, with the line where it is known"""
-    return os.path.join(os.path.dirname(arg), os.path.basename(file)) + (f':{line}' if line else '')
-
-
-def raised_at(error, path):
-    """file and line of an error: the innermost in the folder of the config file"""
-    where, tb = [(path, None)], error.__traceback__
-    while tb:
-        where.append((tb.tb_frame.f_code.co_filename, tb.tb_lineno))
-        tb = tb.tb_next
-    if isinstance(error, SyntaxError):
-        where.append((error.filename or '', error.lineno))
-    return [at for at in where if os.path.dirname(at[0]) == os.path.dirname(path) and at[0] != __file__][-1]
-
-
-def stored_at(name, trees):
-    """file and line where a name was last assigned, in the config file rather than in its neighbours"""
+def assigned_at(name, trees):
+    """(file, line) of the last assignment to a name in {file: syntax tree}; (first file, None) if there is none."""
     for file, tree in trees.items():
-        lines = [n.lineno for n in ast.walk(tree)
-                 if isinstance(n, ast.Name) and n.id == name and isinstance(n.ctx, ast.Store)]
-        if lines:
+        if lines := [node.lineno for node in ast.walk(tree)
+                     if isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Store)]:
             return file, max(lines)
     return next(iter(trees)), None
 
 
 def scratch_names(trees):
-    """names bound by import, for, with and :=, not meant as settings (those of except are gone by then)"""
-    names, targets = set(), []
+    """Names bound in these syntax trees by import, for, with and :=, which are not meant as settings."""
+    names = set()
     for node in (node for tree in trees for node in ast.walk(tree)):
-        if isinstance(node, ast.alias):
-            names.add((node.asname or node.name).partition('.')[0])
-        elif isinstance(node, (ast.For, ast.NamedExpr)):
-            targets.append(node.target)
-        elif isinstance(node, ast.withitem) and node.optional_vars:
-            targets.append(node.optional_vars)
-    return names | {n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)}
+        match node:
+            case ast.alias(name=name, asname=alias):
+                names.add((alias or name).partition('.')[0])
+            case ast.For(target=target) | ast.NamedExpr(target=target) | ast.withitem(optional_vars=target) if target:
+                names.update(n.id for n in ast.walk(target) if isinstance(n, ast.Name))
+    return names

@@ -1,7 +1,9 @@
-"""The two commands that do all the set-up, for a machine with nothing but Python and the package index.
+"""Set up a bare machine that has Python and a package index, and do one of two things:
 
-    python3 make.py story    make .venv, prepare the embedded corpus, train the small model, print a story
-    python3 make.py test     make .venv, run the tests   (more arguments go to pytest)
+    python3 make.py story    install, make the synthetic data, train the small model, print a story
+    python3 make.py test     install, run the tests (further arguments go to pytest)
+
+Both use .venv, which the first call creates.
 """
 import hashlib
 import os
@@ -15,35 +17,39 @@ PYTHON = str(VENV / ('Scripts/python.exe' if os.name == 'nt' else 'bin/python'))
 
 
 def run(*command):
-    """Show the command, run it from the repository, and leave with its status if it fails."""
+    """Print a command and run it in the repository. Exit with its status if it fails."""
     command = [str(part) for part in command]
-    print('$ ' + ' '.join(Path(part).name if part == PYTHON else part for part in command), flush=True)
+    print('$ ' + ' '.join('python' if part == PYTHON else part for part in command), flush=True)
     status = subprocess.run(command, cwd=ROOT).returncode
     if status:
-        sys.exit(f'error: this step failed with status {status}: {" ".join(command)}')
+        print(f'error: this command failed with status {status}: {" ".join(command)}', file=sys.stderr)
+        sys.exit(status if status > 0 else 128 - status)
 
 
 def install(requirements):
-    """Make .venv where there is none and install the requirements, once for each version of them."""
+    """Create .venv if it is missing and install a requirements file, once for each version of it."""
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
-        sys.exit(f'error: Python 3.11 to 3.13 is needed, this is {sys.version.split()[0]}; '
-                 'run this with another, like python3.12 make.py ...')
-    wanted = hashlib.sha256(b''.join(f.read_bytes() for f in sorted(ROOT.glob('requirements*.txt')))).hexdigest()
+        sys.exit(f'error: this needs Python 3.11 to 3.13, found {sys.version.split()[0]}; '
+                 'run it with another one, such as python3.12 make.py ...')
+    files = sorted(ROOT.glob('requirements*.txt'))
+    fingerprint = hashlib.sha256(b''.join(file.read_bytes() for file in files)).hexdigest()
     stamp = VENV / f'installed-{requirements}'
-    if stamp.exists() and stamp.read_text() == wanted:
+    if stamp.exists() and stamp.read_text() == fingerprint:
         return
-    if not Path(PYTHON).exists() or subprocess.run([PYTHON, '-m', 'pip', '--version'], capture_output=True).returncode:
-        run(sys.executable, '-m', 'venv', '--clear', VENV)  # Debian has it in the package python3-venv
+    has_pip = Path(PYTHON).exists() and not subprocess.run([PYTHON, '-m', 'pip', '--version'],
+                                                           capture_output=True).returncode
+    if not has_pip:
+        run(sys.executable, '-m', 'venv', '--clear', VENV)  # on Debian this is the package python3-venv
     run(PYTHON, '-m', 'pip', 'install', '--disable-pip-version-check', '-r', requirements)
-    stamp.write_text(wanted)
+    stamp.write_text(fingerprint)
 
 
 def story():
     install('requirements.txt')
-    if not (ROOT / 'data/tinystories/bpe/train.bin').exists():
-        run(PYTHON, 'data/tinystories/prepare.py', '--source=synthetic', '--tokenizer=bpe')
-    run(PYTHON, 'train.py', 'config/train_tinystories_squentropy.py')
-    run(PYTHON, 'sample.py', '--out_dir=out/tinystories_squentropy', '--num_samples=1')
+    if not (ROOT / 'data/synthetic/bpe/train.bin').exists():
+        run(PYTHON, 'data/synthetic/prepare.py')
+    run(PYTHON, 'train.py', 'config/train_synthetic.py')
+    run(PYTHON, 'sample.py', '--out_dir=out/synthetic', '--num_samples=1')
 
 
 def test():
@@ -52,13 +58,16 @@ def test():
 
 
 if __name__ == '__main__':
-    task = {'story': story, 'test': test}.get(sys.argv[1] if len(sys.argv) > 1 else '')
-    if sys.argv[1:] in (['-h'], ['--help']):
+    tasks = {'story': story, 'test': test}
+    name = sys.argv[1] if len(sys.argv) > 1 else ''
+    if name in ('-h', '--help'):
         print(__doc__.strip())
-        sys.exit()
-    if not task or task is story and len(sys.argv) > 2:
-        sys.exit(f'error: {" ".join(sys.argv[1:])!r} is no task; python3 make.py story or make.py test')
-    try:
-        task()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    elif name not in tasks or (name == 'story' and len(sys.argv) > 2):
+        print(f'error: unknown arguments {" ".join(sys.argv[1:])!r}; run python3 make.py story or python3 make.py test',
+              file=sys.stderr)
+        sys.exit(2)
+    else:
+        try:
+            tasks[name]()
+        except KeyboardInterrupt:
+            sys.exit(130)

@@ -1,4 +1,4 @@
-"""Read stories that a trained model writes: those of the newest run under out/, or of --out_dir.
+"""Generate stories from a checkpoint: by default that of the newest run under out/.
 
     python sample.py
     python sample.py --start="The little robot" --num_samples=3 --temperature=0.8
@@ -6,89 +6,78 @@
 from configurator import configure, fail, printable
 
 # -----------------------------------------------------------------------------
-checkpoint = ''          # a checkpoint file; '' = that of out_dir
-out_dir = ''             # the run to read: its best.pt, or else its ckpt.pt; '' = the newest under out/
-start = ''               # how the stories begin: text, or FILE:path of a text file; '' = a new story
-num_samples = 3          # stories, made side by side
-max_new_tokens = 500     # longest story, in tokens
-temperature = 0.8        # below 1 safer, above 1 wilder, 0 = always the likeliest token
-top_k = 200              # draw from the k likeliest tokens only; 0 = all
-top_p = 0.9              # draw from the likeliest tokens that hold this share of probability; 1 = all
-seed = 1337              # the same seed tells the same stories
+checkpoint = ''          # checkpoint file; '' = best.pt or ckpt.pt of out_dir
+out_dir = ''             # folder of a run; '' = the newest under out/
+start = ''               # beginning of the stories: text, or FILE:path of a text file; '' = a new story
+num_samples = 3          # number of stories, generated as one batch
+max_new_tokens = 500     # maximum length of a story, in tokens
+temperature = 0.8        # < 1 = less random, > 1 = more random, 0 = always the most likely token
+top_k = 200              # sample from the k most likely tokens; 0 = all
+top_p = 0.9              # sample from the most likely tokens that hold this share of the probability; 1 = all
+seed = 1337              # of the sampling
 device = 'auto'          # auto | cpu | cuda | cuda:1 | mps
 dtype = 'auto'           # auto | float32 | bfloat16 | float16
 # -----------------------------------------------------------------------------
 configure(globals(), rules=[
     '1 <= num_samples <= 100_000', 'max_new_tokens >= 1', 'temperature >= 0', 'top_k >= 0', '0 < top_p <= 1',
-    'seed >= 0', ("not (checkpoint and out_dir)", 'give the one or the other'),
+    'seed >= 0', ('not (checkpoint and out_dir)', 'omit one of them'),
     "dtype in ('auto', 'float32', 'bfloat16', 'float16')",
     "device == 'auto' or device.split(':')[0] in ('cpu', 'cuda', 'mps')",
 ])
 
-import os
 import sys
 
-import interrupts
+from nanoloss import signals
 
-interrupts.quiet('lower --num_samples or --max_new_tokens')
+signals.install_excepthook('lower --num_samples or --max_new_tokens')
 
-import checkpoint as checkpoints
-import machine
-import processes
-import rundir
-import sampling
+from nanoloss import distributed
+from nanoloss.checkpoint import load_checkpoint, restore_model
+from nanoloss.device import choose_device
+from nanoloss.engine import generate_stories
+from nanoloss.run_dir import find_checkpoint
 
-if processes.world > 1:
-    fail(f'sample.py is one process, not {processes.world}; start it without torchrun', status=2)
+if distributed.world_size > 1:
+    fail(f'sample.py runs in one process, found {distributed.world_size}; start it without torchrun', status=2)
 try:
-    if not checkpoint:
-        out_dir = out_dir or str(rundir.newest())
-        checkpoint = f'{out_dir}/best.pt' if os.path.exists(f'{out_dir}/best.pt') else f'{out_dir}/ckpt.pt'
-    loaded = checkpoints.load(checkpoint)
-    device, dtype, autocast, _ = machine.choose(device, dtype)
-    model, tokenizer, loss = checkpoints.restore(loaded, device)
+    path = find_checkpoint(checkpoint, out_dir)
+    loaded = load_checkpoint(path)
+    device, dtype, autocast, _ = choose_device(device, dtype)
+    model, tokenizer, loss = restore_model(loaded, device)
     if start.startswith('FILE:'):
         try:
             with open(start.removeprefix('FILE:'), encoding='utf-8', errors='replace') as f:
                 start = f.read()
         except OSError as e:
-            fail(f'--start={start} cannot be read: {e.strerror}; give a text file')
+            fail(f'--start={start} could not be read ({e.strerror}); pass FILE: and the path of a text file')
+    prompt_ids = tokenizer.encode(start)  # fails now if GPT-2's encoding could not be loaded
     if tokenizer.kind == 'ids':
-        start = tokenizer.decode(tokenizer.encode(start))
-    tokenizer.encode(start)  # fails here, and not in mid-story, where GPT-2's encoding can't be had
+        start = tokenizer.decode(prompt_ids)
 except (OSError, ValueError) as e:
     fail(e)
 model.eval()
-print(printable(f"{checkpoint}: {loaded['loss']['name']}, iteration {loaded['iter_num']:,}, validation "
-                f"{loaded['best_val_loss']:.4f} nats a token; trained on {loaded['data'].get('source', '?')}"),
+print(printable(f"{path}: {loaded['loss']['name']}, iteration {loaded['iter_num']:,}, validation "
+                f"{loaded['best_val_loss']:.4f} nats per token, trained on {loaded['data'].get('source', '?')}"),
       file=sys.stderr)
 
-# The stories come as one batch, and are printed one after the other: the first that has not ended
-# yet as it is written, the others from their buffers when it is their turn.
-waiting = [[] for _ in range(num_samples)]
-turn = 0
-CONTROLS = {c: '\ufffd' for c in [*range(32), *range(127, 160)] if chr(c) not in '\n\t'}  # no commands to the terminal
+# control characters except newline and tab must not reach the terminal
+CONTROL_CHARACTERS = {code: '\ufffd' for code in [*range(32), *range(127, 160)] if chr(code) not in '\n\t'}
 
-
-def show(piece):
-    """Print a piece of the story whose turn it is; None ends it."""
-    global turn
-    if piece is None:
-        turn += 1
-        print('\n' + '-' * 79, flush=True)
-        if turn < num_samples:
-            print(start, end='')
-            for later in waiting[turn]:
-                show(later)
-    else:
-        print(piece.translate(CONTROLS), end='', flush=True)
-
-
+# The stories are generated as one batch and printed one after another: the first is streamed, and the text of the
+# others is buffered until their turn.
+buffers = [[] for _ in range(num_samples)]
+current = 0
 print(start, end='', flush=True)
 with autocast:
-    for i, piece in sampling.stories(model, tokenizer, loss, start, num_samples, max_new_tokens, seed,
+    for i, piece in generate_stories(model, tokenizer, loss, start, num_samples, max_new_tokens, seed,
                                      temperature=temperature, top_k=top_k, top_p=top_p):
-        if i == turn:
-            show(piece)
-        else:
-            waiting[i].append(piece)
+        buffers[i].append(piece)
+        while current < num_samples and buffers[current]:
+            text = buffers[current].pop(0)
+            if text is not None:
+                print(text.translate(CONTROL_CHARACTERS), end='', flush=True)
+                continue
+            print('\n' + '-' * 79, flush=True)  # None ends a story
+            current += 1
+            if current < num_samples:
+                print(start, end='', flush=True)

@@ -1,33 +1,34 @@
-"""Search the hyperparameters of a loss with Optuna: each trial is a run of train.py in a folder of its own.
+"""Search the hyperparameters of a loss with Optuna. Each trial is a run of train.py in its own folder.
 
     python tune.py config/train_tinystories_squentropy.py --trials=40 --iters=500
     python tune.py config/train_tinystories_squentropy.py --show=True
 
-Settings and config files of train.py are taken too, for all trials; --space says what is searched (see
-config/space_default.py). What counts is nats a token on val.bin through the loss's link at the end of a
-trial: never the training objective, never test.bin. The same command again goes on with a search that was
-stopped or killed; started several times at once, the processes share it.
+Accepts the settings and config files of train.py too; they apply to all trials. --space is the file that
+defines what is searched (see config/space_default.py). The objective is nats per token on val.bin through the
+link of the loss at the end of a trial. To continue a search that was stopped or killed, run the same command
+again. Processes started with the same command share the trials.
 """
-from configurator import configure, fail
+from configurator import configure, fail, fail_on
 
 # -----------------------------------------------------------------------------
-study = 'studies/{loss}_{optimizer}' # folder of its trials, tables and figures; the last part is its name
-trials = 40                 # to finish in all; those that are pruned or diverge count
+study = 'studies/{loss}_{optimizer}' # folder for trials, tables and figures; its last part is the study's name
+trials = 40                 # number of finished trials, including those that are pruned or diverge
 space = 'config/space_default.py' # what is searched
-sampler = 'tpe'             # tpe | random | grid (every point of a space of choices, none pruned)
-sampler_seed = 1            # of the draws
-iters = 0                   # iterations a trial; 0 = max_iters. Trials with other batch sizes get the same tokens
-budget_seconds = 0.0        # instead: seconds of training a trial, one at a time, threads pinned; 0 = by tokens
-evaluations = 4             # of a trial, besides that of the untrained model
-prune = True                # stop a trial that is in the worse half, at half of its schedule or later
-storage = ''                # '' = study.db in the folder | a URL, like postgresql://... | the path of a journal file
-show = False                # only the tables and figures of what was found
+sampler = 'tpe'             # tpe | random | grid (every point of a space of choices, without pruning)
+sampler_seed = 1            # seed of the sampler
+iters = 0                   # iterations per trial; 0 = max_iters. With other batch sizes, as many tokens
+budget_seconds = 0.0        # instead: seconds of training per trial, one process at a time; 0 = use iters
+evaluations = 4             # per trial, not counting that of the untrained model
+prune = True                # stop a trial in the worse half, from half of its iterations on
+storage = ''                # '' = study.db in the folder | a URL, such as postgresql://... | path of a journal file
+show = False                # only write and print the report of the finished trials
 # -----------------------------------------------------------------------------
 config = configure(globals(), also='train.py', rules=[
-    ("study != ''", 'choose another'), 'trials >= 1', "sampler in ('tpe', 'random', 'grid')",
-    '0 <= sampler_seed < 2**20',
-    'iters >= 0', 'budget_seconds >= 0', ('not (iters and budget_seconds)', 'give one of them'), 'evaluations >= 2',
-    ('iters or max_iters', 'give --iters'), ("init_from != 'resume'", 'a killed search goes on without it')])
+    ("study.rstrip('/').rpartition('/')[2] not in ('', '.', '..')", 'pass a folder name'),
+    'trials >= 1', "sampler in ('tpe', 'random', 'grid')", '0 <= sampler_seed < 2**20',
+    'iters >= 0', 'budget_seconds >= 0', ('not (iters and budget_seconds)', 'pass one of them'),
+    ('iters or max_iters', 'pass --iters'), 'evaluations >= 2',
+    ("init_from not in ('resume', 'auto')", 'omit it; tune.py resumes trials by itself')])
 import math
 import signal
 import sys
@@ -38,285 +39,291 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-import interrupts
+from nanoloss import signals
 
-interrupts.quiet('give a smaller model or --batch_size')
+signals.install_excepthook('use a smaller model or lower --batch_size')
 
 import optuna
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-import bins
-import runlog
-import runs
-import searched
-import spaces
+from nanoloss import dataloader
+from nanoloss.launcher import DIVERGED, measure_speed, run_training, tokens_per_iter, train_settings
+from nanoloss.metrics_log import read_metrics
+from nanoloss.search_report import (
+    FINISHED, describe_outcome, describe_values, final_nats, finished_trials, write_report)
+from nanoloss.search_space import SET_BY_TUNE, describe, grid_points, read_space, starting_point
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings('ignore', category=optuna.exceptions.ExperimentalWarning)
 
+study_dir = Path(study.replace('{loss}', config['loss']).replace('{optimizer}', config['optimizer']))
+
 
 # -----------------------------------------------------------------------------
-# one trial: train.py as it is
+# one trial
 
-def evaluated(place):
-    """The evaluations of a run until now."""
-    return [line for line in runlog.entries(place / 'metrics.jsonl') if 'val_nats' in line]
+def trial_dir(trial):
+    """The folder of a trial. A requeued trial keeps it."""
+    return study_dir / 'trials' / trial.user_attrs.get('folder', f'{trial.number:04}')
 
 
-def run_trial(trial, place):
-    """Train with the values of a trial, from its last checkpoint if there is one. Its state, its nats."""
-    settings = {**base, **trial.params}
-    n = trial.user_attrs.get('iters')
-    if not n:
-        speed = runs.speed(settings, place, threads) if budget_seconds else None
-        n = int(speed * budget_seconds) if budget_seconds else \
-            round(base_iters * runs.tokens_per_iter(base) / runs.tokens_per_iter(settings))
-        trial.set_user_attr('iters', n := max(n, evaluations))
-        if speed == 0:
-            return diverged(trial, 0.0)
-    resume = (place / 'ckpt.pt').exists()
-    for name in ('metrics.jsonl', 'best.pt') if not resume else ():  # of one that was killed before it saved
-        (place / name).unlink(missing_ok=True)
-    reported, state = 0, TrialState.COMPLETE
+def read_evaluations(folder):
+    return [line for line in read_metrics(folder / 'metrics.jsonl') if 'val_nats' in line]
 
-    def look(line):
-        """Report evaluations from half of the schedule on, but the last one; False where one prunes the trial."""
-        nonlocal reported, state
-        for step, entry in enumerate(evaluated(place) if ': val loss ' in line else ()):
-            if step > reported and 2 * step >= evaluations and entry['iter'] < n:
-                trial.report(entry['val_nats'], reported := step)
-                if prune and sampler != 'grid' and trial.should_prune():
-                    state = TrialState.PRUNED
-        return state is TrialState.COMPLETE
 
-    status, last = runs.train(settings, place, look, threads, max_iters=n, out_dir=str(place),
-                              eval_interval=-(-n // evaluations),
-                              eval_iters=max(1, base['eval_iters'] * base['batch_size'] // settings['batch_size']),
-                              **{'init_from': 'resume'} if resume else {})
-    seconds = max((line['seconds'] for line in runlog.entries(place / 'metrics.jsonl')), default=0)
-    if status == runs.DIVERGED and state is TrialState.COMPLETE:
-        return diverged(trial, seconds, *(line['val_nats'] for line in evaluated(place)[-1:]))
+def trial_iters(settings, base, folder, threads):
+    """Iterations that the budget allows; 0 if training diverges at once."""
+    if budget_seconds:
+        speed = measure_speed(settings, folder, threads)
+        return max(int(speed * budget_seconds), evaluations) if speed else 0
+    return max(round(base['max_iters'] * tokens_per_iter(base) / tokens_per_iter(settings)), evaluations)
+
+
+def run_trial(trial, base, threads, uniform_nats):
+    """Train with the values of a trial, from its last checkpoint if there is one.
+
+    base: settings of all trials. threads: of each run, 0 = inherited. uniform_nats: value of a trial that diverges.
+    Returns (state, nats per token), or (PRUNED, None).
+    """
+    folder, settings = trial_dir(trial), {**base, **trial.params}
+    max_iters = trial.user_attrs.get('iters') or trial_iters(settings, base, folder, threads)
+    trial.set_user_attr('iters', max_iters)
+    resume = (folder / 'ckpt.pt').exists()
+    if not resume:  # left by a run that was killed before its first checkpoint
+        for name in ('metrics.jsonl', 'best.pt'):
+            (folder / name).unlink(missing_ok=True)
+    pruned = False
+    next_step = math.ceil(evaluations / 2)  # with cosine decay, pruning before half of the run favors quick starters
+
+    def on_line(line):
+        """Report new evaluations, except the last, to Optuna. Returns False, which ends the run, to prune it."""
+        nonlocal next_step, pruned
+        if ': val loss ' in line:
+            for entry in read_evaluations(folder)[next_step:]:
+                if entry['iter'] < max_iters and not pruned:
+                    trial.report(entry['val_nats'], next_step)
+                    pruned = trial.should_prune()
+                next_step += 1
+        return not pruned
+
+    overrides = {'max_iters': max_iters, 'out_dir': str(folder), 'eval_interval': math.ceil(max_iters / evaluations),
+                 'eval_iters': max(1, base['eval_iters'] * base['batch_size'] // settings['batch_size'])}
+    if resume:
+        overrides['init_from'] = 'resume'
+    status, last_line = DIVERGED, ''
+    if max_iters > 0:
+        status, last_line = run_training(settings, folder, on_line, threads, **overrides)
+    seconds = max((line['seconds'] for line in read_metrics(folder / 'metrics.jsonl')), default=0)
     trial.set_user_attr('seconds', round(seconds, 1))
-    if state is TrialState.PRUNED:
-        return state, None
+    nats = [entry['val_nats'] for entry in read_evaluations(folder)]
+    if pruned:
+        return TrialState.PRUNED, None
+    if status == DIVERGED:  # a result: as bad as a uniform guess, or as the last evaluation if that was worse
+        trial.set_user_attr('diverged', True)
+        return TrialState.COMPLETE, max([uniform_nats, *nats[-1:]])
+    if status in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        stop(status - 128)
     if status:
-        if status == 128 + signal.SIGTERM or status == 128 + signal.SIGINT:
-            stop(status - 128, None)
-        opened.tell(trial, state=TrialState.FAIL)
-        fail(f'trial {trial.number}: train.py ended with status {status} ({last}); see {place}/log.txt')
-    return state, evaluated(place)[-1]['val_nats']
-
-
-def diverged(trial, seconds, *last):
-    """A trial that diverged is a result: as bad as a uniform guess, or as its last evaluation."""
-    trial.set_user_attr('seconds', round(seconds, 1))
-    trial.set_user_attr('diverged', True)
-    return TrialState.COMPLETE, max(math.log(vocab_size), *last, 0.0)
+        trial.study.tell(trial, state=TrialState.FAIL)
+        fail(f'trial {trial.number}: train.py ended with status {status} ({last_line}); see {folder}/log.txt')
+    return TrialState.COMPLETE, nats[-1]
 
 
 # -----------------------------------------------------------------------------
 # the search
 
-def stop(number, _):
-    interrupts.say('stopped; the same command goes on with this search')
+def stop(number, frame=None):
+    signals.log_line('stopped; run the same command to continue')
     raise SystemExit(128 + number)
 
 
-def take_up_the_dead():
-    """Trials of this folder whose process is gone, and those that failed, go on from their last checkpoint, as new
-    trials with their values."""
-    for t in opened.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        age = time.time() - t.datetime_start.timestamp()
-        if t.user_attrs.get('home', home if not storage or age > 60 else '') != home:
-            continue  # another machine's, or just begun there
-        try:
-            with trial_lock(folder / place_of(t)):
-                opened.tell(t.number, state=TrialState.FAIL)
-        except Timeout:
-            pass  # it is at work
-    known = opened.get_trials(deepcopy=False)
-    taken = {place_of(t) for t in known if t.state is not TrialState.FAIL}
-    for t in reversed(known):
-        if t.user_attrs.get('home', home) == home and place_of(t) not in taken:
-            taken.add(place_of(t))
-            iters = {'iters': t.user_attrs['iters']} if 'iters' in t.user_attrs else {}
-            opened.enqueue_trial(t.params, {'place': place_of(t), **iters})
+def trial_lock(trial):
+    return FileLock(trial_dir(trial) / 'trial.lock', timeout=0)
 
 
-def place_of(t):
-    return t.user_attrs.get('place', f'trials/{t.number:04}')
+def requeue_dead_trials(optuna_study, folder_id):
+    """Enqueue the trials of this folder that failed or whose process died. They resume from their checkpoints."""
+    # RetryHeartbeatStaleTrialCallback of Optuna needs RDBStorage and study.optimize(), waits for a grace period and
+    # does not retry failed trials. A file lock is released as soon as its process dies.
+    default_id = None if storage else folder_id  # in a shared storage, another machine may have just started it
+    for t in optuna_study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if t.user_attrs.get('folder_id', default_id) == folder_id:
+            try:
+                with trial_lock(t):
+                    optuna_study.tell(t.number, state=TrialState.FAIL, skip_if_finished=True)
+            except Timeout:
+                pass  # still running
+    latest = {trial_dir(t): t for t in optuna_study.get_trials(deepcopy=False)}
+    for folder, t in latest.items():
+        if t.state is TrialState.FAIL and t.user_attrs.get('folder_id', folder_id) == folder_id:
+            iters_attr = {'iters': t.user_attrs['iters']} if 'iters' in t.user_attrs else {}
+            optuna_study.enqueue_trial(t.params, user_attrs={'folder': folder.name, **iters_attr})
 
 
-def trial_lock(place):
-    place.mkdir(parents=True, exist_ok=True)
-    return FileLock(place / 'trial.lock', timeout=0)
-
-
-def next_trial():
-    """(trial, its folder, the lock on that), or None where enough have finished or are at work."""
-    with FileLock(folder / 'lock'):
-        take_up_the_dead()
-        known = opened.get_trials(deepcopy=False)
-        if sum(t.state in (*searched.FINISHED, TrialState.RUNNING) for t in known) >= trials:
+def next_trial(optuna_study, distributions, folder_id):
+    """Start a trial. Returns (trial, lock of its folder), or None if enough trials have finished or are running."""
+    with FileLock(study_dir / 'lock'):
+        requeue_dead_trials(optuna_study, folder_id)
+        states = [t.state for t in optuna_study.get_trials(deepcopy=False)]
+        if sum(state in (*FINISHED, TrialState.RUNNING) for state in states) >= trials:
             return None
-        if sampler == 'grid' and not any(t.state is TrialState.WAITING for t in opened.get_trials(deepcopy=False)):
+        if sampler == 'grid' and TrialState.WAITING not in states:
             return None
-        # for each trial its own seed: a search that goes on, or goes on elsewhere, does not draw the same again
-        seed = sampler_seed * 2**12 + len(known) + (int(home, 16) if storage else 0)
-        opened.sampler = optuna.samplers.RandomSampler(seed=seed) if sampler == 'random' else \
-            optuna.samplers.TPESampler(seed=seed, n_startup_trials=min(10, -(-trials // 3)))
-        trial = opened.ask(distributions)
-        name = place_of(trial)
-        lock = trial_lock(folder / name)
+        # one seed per trial, so that neither a resumed search nor another machine repeats a draw
+        seed = sampler_seed * 2**12 + len(states) + (int(folder_id, 16) if storage else 0)
+        optuna_study.sampler = optuna.samplers.RandomSampler(seed=seed) if sampler == 'random' else \
+            optuna.samplers.TPESampler(seed=seed, n_startup_trials=min(10, math.ceil(trials / 3)))
+        trial = optuna_study.ask(distributions)
+        lock = trial_lock(trial)
         lock.acquire()
-        trial.set_user_attr('place', name)
-        trial.set_user_attr('home', home)
-        return trial, folder / name, lock
+        trial.set_user_attr('folder_id', folder_id)
+        return trial, lock
 
 
-def forget_weights():
-    """Delete the checkpoints of the trials that have finished, but for the best one's."""
-    with FileLock(folder / 'lock'):
-        done = searched.finished(opened)
-        best = min(done, key=searched.nats)
-        for t in done:  # what another machine made has no folder here
-            for path in (folder / t.user_attrs['place']).glob('*.pt*') if t is not best else ():
-                path.unlink()
-
-
-def search():
-    spent = []
-    while claimed := next_trial():
-        trial, place, lock = claimed
-        with FileLock(place / 'lock', timeout=300):
-            pass  # a run whose tune.py was killed saves and ends
-        started = time.time()
-        state, nats = run_trial(trial, place)
-        t = opened.tell(trial, nats, state)
+def search(optuna_study, distributions, folder_id, base, threads, uniform_nats):
+    durations = []
+    while started := next_trial(optuna_study, distributions, folder_id):
+        trial, lock = started
+        with FileLock(trial_dir(trial) / 'lock', timeout=300):
+            pass  # the run of a tune.py that was killed may still be saving
+        start = time.time()
+        state, nats = run_trial(trial, base, threads, uniform_nats)
+        t = optuna_study.tell(trial, nats, state)
         lock.release()
-        forget_weights()
-        spent.append(time.time() - started)
-        done = searched.finished(opened)
-        best = min(done, key=searched.nats)
-        at_work = 1 + sum(other.state is TrialState.RUNNING for other in opened.get_trials(deepcopy=False))
-        left = max(0, trials - len(done)) * sum(spent) / len(spent) / at_work
-        interrupts.say(f'{len(done)} of {trials}: trial {t.number}: {searched.outcome(t)}, {searched.values(t)} '
-                       f'({spent[-1]:.0f} s); best {searched.outcome(best)}, trial {best.number}; '
-                       f'about {left / 60:.0f} min left')
-        if interrupts.stop:  # nobody reads any more
-            raise SystemExit(128 + interrupts.stop)
-    if others := sum(t.state is TrialState.RUNNING for t in opened.get_trials(deepcopy=False)):
-        interrupts.say(f'{others} trials are at work in other processes, or were when these died')
+        durations.append(time.time() - start)
+        finished = finished_trials(optuna_study)
+        best = min(finished, key=final_nats)
+        for other in finished:
+            if other is not best:
+                for path in trial_dir(other).glob('*.pt*'):
+                    path.unlink(missing_ok=True)  # another process may have just deleted it
+        running = optuna_study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        left = max(0, trials - len(finished)) * sum(durations) / len(durations) / (len(running) + 1)
+        signals.log_line(f'{len(finished)} of {trials}: trial {t.number}: {describe_outcome(t)}, {describe_values(t)} '
+                         f'({durations[-1]:.0f} s); best: trial {best.number}, {describe_outcome(best)}; '
+                         f'about {left / 60:.0f} min left')
+        if signals.stop_signal:  # the reader of stdout is gone
+            raise SystemExit(128 + signals.stop_signal)
+    if running := optuna_study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        signals.log_line(f'{len(running)} trials have not finished; other processes are running them or were killed')
 
 
 # -----------------------------------------------------------------------------
 # the study
 
-def open_storage():
-    if storage and '://' not in storage:
-        return JournalStorage(JournalFileBackend(storage))
-    url = storage or f'sqlite:///{folder / "study.db"}'
-    return RDBStorage(url, engine_kwargs={'connect_args': {'timeout': 60}} if url.startswith('sqlite') else {})
-
-
-def open_study(open_it):
-    """open_it(storage=, study_name=), which is one of Optuna's; any error of a storage is one line."""
+def open_study(open_function, **options):
+    """Call optuna.create_study or optuna.load_study. Exits with one line if that fails."""
+    path = storage or f'sqlite:///{study_dir}/study.db'
     try:
-        return open_it(storage=open_storage(), study_name=folder.name)
+        if '://' in path:
+            timeout = {'connect_args': {'timeout': 60}} if path.startswith('sqlite') else {}
+            backend = RDBStorage(path, engine_kwargs=timeout)
+        else:
+            backend = JournalStorage(JournalFileBackend(path))
+        return open_function(storage=backend, study_name=study_dir.name, **options)
     except KeyError:
-        fail(f'--study={folder}: there is no study {folder.name} in the storage; run it first, without --show')
-    except Exception as e:  # a file that is none, a database that is away, a driver that lacks: many classes
+        fail(f'--study={study_dir}: no such study; run the search first, without --show')
+    except Exception as e:  # not a database, no connection, driver not installed: many classes
         reason = (str(e) or repr(e)).strip().splitlines()[0][:200]
-        fail(f'--storage={storage or folder / "study.db"} cannot be opened ({type(e).__name__}: {reason}); '
-             'give another --study or --storage')
+        fail(f'--storage={path} cannot be opened ({type(e).__name__}: {reason}); pass another --study or --storage')
 
 
-def begin():
-    """Open the study, or make it: (study, iterations, what is searched). Exits where it is another search's."""
-    opened = open_study(lambda **where: optuna.create_study(**where, load_if_exists=True))
-    budget = {'seconds': budget_seconds, 'threads': threads} if budget_seconds else \
-        {'iterations': iters or base['max_iters']}
-    n = budget.get('iterations') or opened.user_attrs.get('iterations') or \
-        int(runs.speed(base, folder / 'trials', threads) * budget_seconds)
+def start_study(base, threads, data, meta):
+    """Create or open the study: (study, iterations per trial, {setting: distribution}).
+
+    Raises ValueError if the settings are invalid or the study is a different search.
+    """
+    optuna_study = open_study(optuna.create_study, load_if_exists=True)
+    if budget_seconds:
+        budget = {'seconds': budget_seconds, 'threads': threads}
+        length = f'{budget_seconds:g} s with {threads} threads'
+        n = optuna_study.user_attrs.get('iterations') or \
+            int(measure_speed(base, study_dir / 'trials', threads) * budget_seconds)
+    else:
+        n = iters or base['max_iters']
+        budget = {'iterations': n}
+        length = f'{n:,} iterations of {tokens_per_iter(base):,} tokens'
     if n < evaluations:
-        raise ValueError(f'{n} iterations are too few for --evaluations={evaluations}, or the config diverges at once; '
-                         'give a larger budget or a lower --learning_rate')
-    space_of = spaces.read(space, {**base, 'max_iters': n}, runs.DEFAULTS, runs.RULES)
-    points = spaces.grid(space_of) if sampler == 'grid' else [spaces.starting_point(space_of, base)]
+        raise ValueError(f'{n} iterations are too few for --evaluations={evaluations}, or training diverges at once; '
+                         'use a larger budget or a lower --learning_rate')
+    defaults, rules, applies = train_settings()
+    distributions = read_space(space, {**base, 'max_iters': n}, defaults, rules, applies)
+    points = grid_points(distributions) if sampler == 'grid' else [starting_point(distributions, base)]
     if sampler == 'grid' and len(points) > trials:
-        raise ValueError(f'--space={space} is a grid of {len(points)} points; give --trials={len(points)}')
-    wanted = {'settings': {name: value for name, value in base.items() if value != runs.DEFAULTS[name]
-                           and name not in spaces.OURS and not name.startswith('wandb_')},
-              'space': {name: spaces.text(d) for name, d in space_of.items()}, 'budget': budget, 'data': fingerprints,
+        raise ValueError(f'--space={space} is a grid of {len(points)} points; pass --trials={len(points)}')
+    wanted = {'settings': {name: value for name, value in base.items() if value != defaults[name]
+                           and name not in SET_BY_TUNE and not name.startswith('wandb_')},
+              'space': {name: describe(distribution) for name, distribution in distributions.items()},
+              'budget': budget,
+              'data': {split: dataloader.fingerprint(dataloader.open_bin(data, split, meta, base['block_size']))
+                       for split in ('train', 'val')},
               'search': {'sampler': sampler, 'sampler_seed': sampler_seed, 'prune': prune, 'evaluations': evaluations}}
-    found = opened.user_attrs.get('search') or wanted
-    changed = [f'{name} {found[part].get(name)} -> {new.get(name)}' for part, new in wanted.items()
-               for name in sorted({*found[part], *new}) if found[part].get(name) != new.get(name)]
-    if changed:
-        raise ValueError(f'--study={folder} is another search: {", ".join(changed)}; give another --study')
+    found = optuna_study.user_attrs.get('search', wanted)
+    changes = [f'{name} {found[part].get(name)} -> {wanted[part].get(name)}' for part in wanted
+               for name in sorted({*found[part], *wanted[part]}) if found[part].get(name) != wanted[part].get(name)]
+    if changes:
+        raise ValueError(f'--study={study_dir} is a different search: {", ".join(changes)}; pass another --study')
     for point in points:
-        opened.enqueue_trial(point, skip_if_exists=True)  # one that failed is taken up again: see take_up_the_dead
-    opened.set_user_attr('iterations', n)
-    opened.set_user_attr('about', f'{base["loss"]} with {base["optimizer"]}, trials of ' + (
-        f'{budget_seconds:g} s with {budget["threads"]} threads' if budget_seconds else
-        f'{n:,} iterations of {runs.tokens_per_iter(base):,} tokens') +
-        f', sampler {sampler}, seed {sampler_seed}, data {meta["source"] if meta else data}')
-    opened.set_user_attr('search', wanted)
-    return opened, n, space_of
+        optuna_study.enqueue_trial(point, skip_if_exists=True)
+    optuna_study.set_user_attr('iterations', n)
+    description = f'loss {base["loss"]}, optimizer {base["optimizer"]}, trials of {length}, sampler {sampler}, ' \
+                  f'seed {sampler_seed}, data {meta["source"] if meta else data}'
+    optuna_study.set_user_attr('description', description)
+    optuna_study.set_user_attr('search', wanted)
+    return optuna_study, n, distributions
 
+
+# -----------------------------------------------------------------------------
+# main
 
 for arg in sys.argv[1:]:
-    if (name := arg.removeprefix('--').partition('=')[0]) in spaces.OURS:
-        fail(f'{arg}: tune.py sets {name} itself, for every trial')
-base = {name: config[name] for name in runs.DEFAULTS}
-folder = Path(study.replace('{loss}', base['loss']).replace('{optimizer}', base['optimizer']))
-if folder.name in ('', '..'):
-    fail(f'--study={study} is no name for a folder; choose another')
-threads = 0  # as the environment says
-if not show:
+    if arg.removeprefix('--').partition('=')[0] in SET_BY_TUNE:
+        fail(f'{arg}: tune.py sets this for every trial; omit the flag')
+if show:
+    if '://' not in storage and not Path(storage or study_dir / 'study.db').is_file():
+        fail(f'--study={study_dir}: no such study; run the search first, without --show')
+    optuna_study = open_study(optuna.load_study)
+else:
+    base = {name: config[name] for name in train_settings()[0]}
+    threads = 0
     try:
-        data = bins.find(base['dataset'])
-        meta = bins.read_meta(data, base['vocab_size'])
-        vocab_size = meta['vocab_size'] if meta else 50257
-        fingerprints = {split: bins.fingerprint(bins.open_bin(data, split, meta, base['block_size']))
-                        for split in ('train', 'val')}
-        (folder / 'trials').mkdir(parents=True, exist_ok=True)
+        data = dataloader.find_dataset(base['dataset'])
+        meta = dataloader.read_meta(data, base['vocab_size'])
+        (study_dir / 'trials').mkdir(parents=True, exist_ok=True)
         if budget_seconds:
             import torch
             threads = torch.get_num_threads()
-            alone = FileLock(folder / 'alone', timeout=0)
-            alone.acquire()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, stop)
-        with FileLock(folder / 'lock'):
-            if not (folder / 'home').exists():
-                (folder / 'home').write_text(uuid.uuid4().hex[:8])
-            home = (folder / 'home').read_text()  # tells the folders of several machines apart
-            opened, base_iters, distributions = begin()
-        trials = len(spaces.grid(distributions)) if sampler == 'grid' else trials
+            only_process = FileLock(study_dir / 'only_process.lock', timeout=0)
+            only_process.acquire()
+        signal.signal(signal.SIGINT, stop)
+        signal.signal(signal.SIGTERM, stop)
+        with FileLock(study_dir / 'lock'):
+            id_file = study_dir / 'folder_id'  # tells the machines that share a storage apart
+            if not id_file.exists():
+                id_file.write_text(uuid.uuid4().hex[:8])
+            optuna_study, base['max_iters'], distributions = start_study(base, threads, data, meta)
     except Timeout:
-        fail(f'--study={folder}: another tune.py is at work there, and --budget_seconds is for one at a time')
-    except (FileExistsError, NotADirectoryError, PermissionError):
-        fail(f'--study={folder} cannot be used; choose another')
+        fail(f'--study={study_dir}: another tune.py is running, and --budget_seconds allows only one at a time')
+    except (FileExistsError, NotADirectoryError, PermissionError) as e:
+        fail(f'--study={study_dir} cannot be used as a folder ({e.strerror}); pass another')
     except (OSError, ValueError) as e:
         fail(*e.args if isinstance(e, ValueError) else [e])
-    # of evaluations, the first that counts is that at half of the schedule
-    opened.pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=-(-evaluations // 2), reduction_factor=2)
-    interrupts.say(f'study: {folder}, {opened.user_attrs["about"]}')
-    interrupts.say('searched: ' + ', '.join(f'{name} {spaces.text(d)}' for name, d in distributions.items()))
+    if sampler == 'grid':
+        trials = len(grid_points(distributions))
+    if prune and sampler != 'grid':
+        optuna_study.pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=math.ceil(evaluations / 2),
+                                                                     reduction_factor=2)
+    else:
+        optuna_study.pruner = optuna.pruners.NopPruner()
+    signals.log_line(f'study: {study_dir}, {optuna_study.user_attrs["description"]}')
+    signals.log_line('searched: ' + ', '.join(f'{name} {describe(d)}' for name, d in distributions.items()))
     try:
-        search()
+        search(optuna_study, distributions, id_file.read_text(), base, threads,
+               uniform_nats=math.log(meta['vocab_size'] if meta else dataloader.GPT2_VOCAB_SIZE))
     except optuna.exceptions.StorageInternalError as e:
-        fail(f'--storage={storage or folder / "study.db"} gave out ({str(e).splitlines()[0][:200]}); '
-             'the same command goes on')
-elif '://' not in storage and not Path(storage or folder / 'study.db').is_file():
-    fail(f'--study={folder}: there is no study; run it first, without --show')
-else:
-    opened = open_study(optuna.load_study)
-try:
-    for line in searched.report(opened, folder):
-        interrupts.say(line)
-except ValueError as e:
-    fail(e)
+        fail(f'the storage failed ({str(e).splitlines()[0][:200]}); run the same command to continue')
+with fail_on(ValueError):
+    for line in write_report(optuna_study, study_dir):
+        signals.log_line(line)

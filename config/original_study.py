@@ -1,7 +1,7 @@
-# The original study's setup (DSC 180B, UCSD 2024) as far as its report says: GPT-2's BPE, 20,000 iterations, one
-# GPU, and what it picked: 16 layers, dropout 0.1 and a learning rate of 6e-5, which is not in its grid
-# (space_original_study.py). The batch, the context and the schedule are our guess, in the manner of nanoGPT.
-# --loss=cross_entropy | mse | cross_entropy_plus_mse (what it called squentropy) | squentropy (the published one)
+# The setup of the original study (DSC 180B, UCSD 2024) as far as its report describes it: GPT-2's BPE, 20,000
+# iterations, one GPU, and the hyperparameters it chose: 16 layers, dropout 0.1 and learning rate 6e-5, which is not in
+# its grid (space_original_study.py). Batch size, context and schedule are our guess, in the style of nanoGPT.
+# --loss=cross_entropy | mse | cross_entropy_plus_mse (its "squentropy") | squentropy (the published loss)
 out_dir = 'out/original_study_{loss}'
 dataset = 'tinystories/gpt2'
 

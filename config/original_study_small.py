@@ -1,5 +1,5 @@
-# The original study on a scale that a CPU does in minutes: its losses, optimizer and dropout, bpe tokens and a model
-# of 0.7 million parameters. Its learning rate would leave that model untrained; this is AdamW's best at such a size.
+# The original study at a scale that a CPU runs in minutes: its losses, optimizer and dropout, BPE tokens and a model of
+# 0.7 M parameters. The learning rate of the study would leave this model untrained; 4e-3 is AdamW's best at this size.
 from original_study import *
 out_dir = 'out/original_study_small_{loss}'
 dataset = 'tinystories/bpe'

@@ -1,4 +1,5 @@
-# As train_tinystories_cross_entropy.py, but for the loss and what tune.py found for it (README, "What it found").
+# As train_tinystories_cross_entropy.py, with squentropy and the values that tune.py found for it (README, "What it
+# found").
 from train_tinystories_cross_entropy import *
 loss = 'squentropy'
 squentropy_weight = 0.083  # the published loss has 1

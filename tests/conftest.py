@@ -1,4 +1,7 @@
-"""Where the real text and GPT-2's encoding lie, if they do; else the tests that need them skip."""
+"""Fixtures, and functions that run the project's scripts.
+
+The tests of real text and of GPT-2's encoding read ../shared if it exists; otherwise they skip.
+"""
 import functools
 import json
 import os
@@ -26,59 +29,59 @@ def fixed_seed():
 
 
 def cold(*command, cwd=ROOT, timeout=120, **env):
-    """A script of the project in a Python of its own: (exit status, stdout, stderr)."""
+    """Run a script in a new Python process. Return (exit status, stdout, stderr)."""
     done = subprocess.run([sys.executable, *map(str, command)], cwd=cwd, capture_output=True, text=True,
                           timeout=timeout, env={'OMP_NUM_THREADS': '1', **os.environ, **env}, stdin=subprocess.DEVNULL)
     return done.returncode, done.stdout, done.stderr
 
 
 @functools.cache
-def warm():
-    """The Python of warm.py; it ends with this one, since its stdin does."""
-    return subprocess.Popen([sys.executable, ROOT / 'tests/warm.py'], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                            text=True, cwd=ROOT, start_new_session=True,
+def fork_server():
+    """The process of fork_server.py. It ends with this one, when its stdin closes."""
+    return subprocess.Popen([sys.executable, ROOT / 'tests/fork_server.py'], stdin=subprocess.PIPE,
+                            stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True,
                             env={**os.environ, 'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1',
-                                 'OMP_WAIT_POLICY': 'passive'})  # threads of two tests share the cores
+                                 'OMP_WAIT_POLICY': 'passive'})  # two tests share the cores
 
 
-def ask(**job):
-    warm().stdin.write(json.dumps(job) + '\n')
-    warm().stdin.flush()
-    return int(warm().stdout.readline())
+def request(**job):
+    fork_server().stdin.write(json.dumps(job) + '\n')
+    fork_server().stdin.flush()
+    return int(fork_server().stdout.readline())
 
 
 class Started:
-    """A script at work: its process id, and finish() -> (exit status, stdout, stderr)."""
+    """A running script. finish() waits for it and returns (exit status, stdout, stderr)."""
 
     def __init__(self, *command, cwd=ROOT, limits=None, **env):
         self.files = [tempfile.mktemp(suffix=name) for name in ('.out', '.err')]
         self.status = None
-        self.pid = ask(command=[*map(str, command)], cwd=str(cwd), env={'OMP_NUM_THREADS': '1', **env},
-                       out=self.files[0], err=self.files[1], limits=limits or {})
+        self.pid = request(command=[*map(str, command)], cwd=str(cwd), env={'OMP_NUM_THREADS': '1', **env},
+                           out=self.files[0], err=self.files[1], limits=limits or {})
 
     def send(self, number):
-        """A signal; to one that has ended already, nothing."""
+        """Send a signal, unless the script has ended."""
         if not self.ended():
             os.kill(self.pid, number)
 
     def ended(self):
-        with open(f'/proc/{self.pid}/stat') as f:  # not waited for yet, so its number is its own
+        with open(f'/proc/{self.pid}/stat') as f:  # a zombie until it is waited for, so its pid is not reused
             return f.read().rpartition(')')[2].split()[0] == 'Z'
 
     def kill(self):
-        """Make sure that a test leaves no process behind."""
+        """Make sure that the process is gone, at the end of a test."""
         if self.status is None:
             os.kill(self.pid, signal.SIGKILL)
             self.finish()
 
     def output(self):
-        """What it has said on stdout until now."""
+        """Return what the script has written to stdout so far."""
         return Path(self.files[0]).read_text() if os.path.exists(self.files[0]) else ''
 
     def finish(self, timeout=120):
         timer = threading.Timer(timeout, os.kill, (self.pid, signal.SIGKILL))
         timer.start()
-        self.status = ask(wait=self.pid)
+        self.status = request(wait=self.pid)
         timer.cancel()
         texts = [Path(name).read_text() for name in self.files]
         for name in self.files:
@@ -86,19 +89,38 @@ class Started:
         return self.status, *texts
 
 
-def run(*command, timeout=120, **how):
-    """A script of the project as a user runs it, but with torch imported before: (exit status, stdout, stderr).
+def run(*command, timeout=120, **options):
+    """Run a script as a user does, but in a process that has imported torch. Return (exit status, stdout, stderr).
 
-    how: cwd, limits ({'RLIMIT_FSIZE': bytes}), environment variables.
+    options: cwd, limits ({'RLIMIT_FSIZE': bytes}), environment variables.
     """
-    return Started(*command, **how).finish(timeout)
+    return Started(*command, **options).finish(timeout)
 
 
 @pytest.fixture(scope='session')
 def tiny_data(tmp_path_factory):
-    """300 synthetic stories as bytes: a data folder that a small model learns something of in seconds."""
+    """A data folder of 300 synthetic stories as bytes, from which a small model learns something in seconds."""
     folder = tmp_path_factory.mktemp('data') / 'bytes'
-    status, _, err = run('data/tinystories/prepare.py', '--source=synthetic', '--tokenizer=byte', '--max_stories=300',
-                         '--val_fraction=0.1', f'--out_dir={folder}')
+    status, _, err = run('data/synthetic/prepare.py', '--tokenizer=byte', '--stories=300', '--val_fraction=0.1',
+                         f'--out_dir={folder}')
     assert status == 0, err
     return folder
+
+
+def snapshot(folder):
+    """Return {path: (size, time) or None for a folder}, without empty lock files."""
+    return {path: None if path.is_dir() else (path.stat().st_size, path.stat().st_mtime_ns)
+            for path in folder.rglob('*') if path.name != 'lock' or path.stat().st_size}
+
+
+def check_refused(script, flags, *names, cwd, lines=1):
+    """The script fails with `lines` lines "error: ..." that contain these names, and changes nothing in cwd."""
+    before = snapshot(cwd)
+    flags = flags.split() if isinstance(flags, str) else flags
+    status, out, err = run(ROOT / script, *flags, cwd=cwd, timeout=60,
+                           limits={'RLIMIT_AS': 6 << 30})  # a script that believes a huge size fails here
+    assert status in (1, 2), (status, err)
+    assert err.count('\n') == lines and all(line.startswith('error: ') for line in err.splitlines()), err
+    for name in names:
+        assert name in err
+    assert snapshot(cwd) == before

@@ -1,24 +1,24 @@
-"""The model against a naive float64 GPT-2 written out in the test, and the cache against no cache."""
+"""The model against a naive GPT-2 in float64, written out in this file."""
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from model import Cache, GPT, GPTConfig
+from model import GPT, GPTConfig
 
 
-def tiny(**changes):
+def tiny_model(**changes):
     torch.manual_seed(0)
     model = GPT(GPTConfig(**{**dict(block_size=16, vocab_size=70, n_layer=3, n_head=2, n_embd=8), **changes})).double()
-    with torch.no_grad():  # initial logits are nearly equal; spread them
+    with torch.no_grad():  # initial logits are nearly equal: spread them
         for p in model.parameters():
             p.mul_(8)
     return model.eval()
 
 
 def naive_logits(model, idx):
-    """GPT-2's equations for one sequence, without batches, fused attention or modules."""
+    """Logits (T, vocab_size) of one sequence (T,): GPT-2's equations without batches, fused attention or modules."""
     w, c = model.state_dict(), model.config
     zero = torch.zeros((), dtype=torch.float64)
 
@@ -41,11 +41,11 @@ def naive_logits(model, idx):
         q, k, v = linear(norm(x, f'{block}.ln_1'), f'{block}.attn.c_attn').split(c.n_embd, dim=1)
         heads = []
         for j in range(c.n_head):
-            part = slice(j * D, (j + 1) * D)
+            columns = slice(j * D, (j + 1) * D)
             rows = []
             for t in range(len(idx)):
-                attention = F.softmax(k[:t + 1, part] @ q[t, part] / math.sqrt(D), 0)
-                rows.append(attention @ v[:t + 1, part])
+                attention = F.softmax(k[:t + 1, columns] @ q[t, columns] / math.sqrt(D), 0)
+                rows.append(attention @ v[:t + 1, columns])
             heads.append(torch.stack(rows))
         x = x + linear(torch.cat(heads, 1), f'{block}.attn.c_proj')
         x = x + linear(gelu(linear(norm(x, f'{block}.ln_2'), f'{block}.mlp.c_fc')), f'{block}.mlp.c_proj')
@@ -53,18 +53,18 @@ def naive_logits(model, idx):
 
 
 @pytest.mark.parametrize('changes', [{}, {'bias': False}, {'activation': 'gelu_tanh'}])
-def test_logits_are_gpt2s(changes):
-    """Logits equal GPT-2's equations written out naively in float64."""
-    model = tiny(**changes)
+def test_logits_match_naive_gpt2(changes):
+    """Logits equal those of the naive GPT-2."""
+    model = tiny_model(**changes)
     idx = torch.randint(70, (2, 11))
-    ours = model.logits(model(idx))
+    logits = model.logits(model(idx))
     for b in range(2):
-        torch.testing.assert_close(ours[b], naive_logits(model, idx[b]), rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(logits[b], naive_logits(model, idx[b]), rtol=1e-9, atol=1e-10)
 
 
-def test_no_token_sees_the_future():
+def test_attention_is_causal():
     """Changing a token changes no hidden state before it."""
-    model = tiny()
+    model = tiny_model()
     a = torch.randint(70, (1, 12))
     b = a.clone()
     b[0, 7] = (b[0, 7] + 1) % 70
@@ -72,89 +72,52 @@ def test_no_token_sees_the_future():
     assert not torch.allclose(model(a)[:, 7:], model(b)[:, 7:])
 
 
-def generate(model, idx, steps, use_cache):
-    return torch.stack(list(model.generate(idx, steps, lambda f: f.argmax(-1), use_cache)), 1)
+def test_dropout_is_off_in_eval_mode():
+    """With dropout, two passes differ in training mode and are equal in eval mode."""
+    model = tiny_model(dropout=0.5)
+    idx = torch.randint(70, (2, 11))
+    assert torch.equal(model(idx), model(idx))
+    model.train()
+    assert not torch.equal(model(idx), model(idx))
 
 
-@pytest.mark.parametrize('prompt', [1, 5, 16, 40])
-def test_cache_changes_no_token(prompt):
-    """Greedy decoding with the cache equals that without it, also past a full window and for long prompts."""
-    model = tiny()
-    idx = torch.randint(70, (3, prompt))
-    a, b = generate(model, idx, 60, True), generate(model, idx, 60, False)
-    assert torch.equal(a, b)
-    assert len(a.unique()) > 3  # not one token over and over
+@pytest.mark.parametrize('temperature, top_k', [(1.0, None), (0.7, 5), (1.5, 500)])
+def test_generate_samples_naive_probabilities(temperature, top_k):
+    """With the same seed, generate() equals torch.multinomial from naive probabilities, beyond block_size too."""
+    model = tiny_model()
+    expected = torch.randint(70, (2, 6))
+    torch.manual_seed(1)
+    ids = model.generate(expected, 15, temperature, top_k)
+    torch.manual_seed(1)
+    for _ in range(15):
+        logits = torch.stack([naive_logits(model, row[-16:])[-1] for row in expected])
+        p = F.softmax(logits / temperature, dim=-1)
+        if top_k is not None:
+            smallest = p.sort(descending=True).values[:, :top_k][:, -1:]
+            p = torch.where(p >= smallest, p, 0)
+        expected = torch.cat([expected, torch.multinomial(p / p.sum(1, keepdim=True), 1)], dim=1)
+    assert torch.equal(ids, expected)
 
 
-def test_full_window_keeps_its_newest_half():
-    """When the window is full, the next token follows from the newest half of it alone."""
-    model = tiny()
-    idx = torch.randint(70, (1, 17))  # one more than fits
-    assert torch.equal(generate(model, idx, 1, True), generate(model, idx[:, -8:], 1, True))
+def test_greedy_generation():
+    """top_k=1 always takes the most likely token."""
+    model = tiny_model()
+    ids = model.generate(torch.randint(70, (1, 3)), 10, top_k=1)
+    assert torch.equal(ids[0, 3:], naive_logits(model, ids[0])[2:-1].argmax(1))
 
 
-@torch.no_grad()
-@pytest.mark.parametrize('changes', [{}, {'bias': False, 'n_embd': 16}, {'activation': 'gelu_tanh'}])
-def test_steps_after_a_prompt(changes):
-    """A prompt and then one token at a time gives the logits of the naive GPT-2 for the whole."""
-    model = tiny(**changes)
-    idx = torch.randint(70, (2, 14))
-    cache = Cache(model, 2, torch.float64)
-    ours = [model.logits(model(idx[:, :5], cache)[:, -1])] + [model.step(idx[:, i], cache) for i in range(5, 14)]
-    for b in range(2):
-        torch.testing.assert_close(torch.stack(ours)[:, b], naive_logits(model, idx[b])[4:], rtol=1e-9, atol=1e-10)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize('bias', [True, False])
-def test_steps_of_a_larger_model(bias):
-    """Steps in float32 with weights that are laid out for them (products.Weight) give the naive logits too."""
-    model = tiny(n_embd=256, n_layer=1, vocab_size=1500, bias=bias)
-    idx = torch.randint(1500, (3, 8))
-    exact = torch.stack([naive_logits(model, row)[-1] for row in idx])
-    model.float()
-    cache = Cache(model, 3, torch.float32)
-    model(idx[:, :5], cache)
-    ours = [model.step(idx[:, i], cache) for i in range(5, 8)][-1]
-    assert (ours.double() - exact).abs().max() < 1e-5 * exact.abs().max()
-
-
-@torch.no_grad()
-def test_steps_in_bfloat16():
-    """Under autocast the steps' products are made in bfloat16, and the logits are the float64 ones to its precision."""
-    model = tiny(n_embd=32)
-    idx = torch.randint(70, (2, 14))
-    exact = torch.stack([naive_logits(model, row)[-1] for row in idx])
-    model.float()
-    rows = []
-    with torch.autocast('cpu', torch.bfloat16):
-        for _ in model.generate(idx[:, :13], 2, lambda f: rows.append(f) or idx[:, 13]):
-            pass
-    assert rows[1].dtype == torch.float32
-    error = (rows[1] - exact).norm() / exact.norm()
-    assert 1e-4 < error < 5e-2  # not made in float32 by mistake, either
-
-
-def test_too_many_steps():
-    """One token more than the window holds is refused."""
-    model = tiny()
-    cache = Cache(model, 1, torch.float64)
-    with torch.no_grad(), pytest.raises(ValueError, match='17 tokens do not fit block_size=16'):
-        model(torch.zeros(1, 16, dtype=torch.long), cache)
-        model.step(torch.zeros(1, dtype=torch.long), cache)
-
-
-def test_padding_is_no_token():
-    """The embedding is padded to a multiple of 64 with zeros, which are no logits and are never chosen."""
-    model = tiny()
+def test_padding_has_no_logits():
+    """The embedding is padded with zeros to a multiple of 64; the padding has no logits and is never generated."""
+    model = tiny_model()
+    idx = torch.zeros(4, 1, dtype=torch.long)
     assert model.lm_head.weight.shape == (128, 8) and model.lm_head.weight[70:].abs().sum() == 0
-    assert model.logits(model(torch.zeros(1, 1, dtype=torch.long))).shape == (1, 1, 70)
-    assert generate(model, torch.zeros(4, 1, dtype=torch.long), 50, True).max() < 70
+    assert model.logits(model(idx)).shape == (4, 1, 70)
+    assert model.generate(idx, 50).max() < 70
 
 
-def test_parameters_are_nanogpts():
-    """Parameter names are nanoGPT's, the head is the embedding, and GPT-2 small has its known size."""
-    names = set(tiny(n_layer=1).state_dict())
+def test_parameter_names_and_counts():
+    """Parameter names are nanoGPT's, the output layer is tied to the embedding, and GPT-2 small has its known size."""
+    names = set(tiny_model(n_layer=1).state_dict())
     layers = ('ln_1', 'attn.c_attn', 'attn.c_proj', 'ln_2', 'mlp.c_fc', 'mlp.c_proj')
     block = {f'transformer.h.0.{layer}.{p}' for layer in layers for p in ('weight', 'bias')}
     assert names == block | {'transformer.wte.weight', 'transformer.wpe.weight', 'transformer.ln_f.weight',
@@ -162,21 +125,26 @@ def test_parameters_are_nanogpts():
     with torch.device('meta'):
         model = GPT(GPTConfig(vocab_size=50257))
     assert model.lm_head.weight is model.transformer.wte.weight
-    # 124,439,808 parameters (Hugging Face's gpt2), less 1024 x 768 position embeddings
+    # 124,439,808 parameters (Hugging Face's gpt2), minus 1024 x 768 position embeddings
     assert model.num_params() == 124_439_808 - 1024 * 768
 
 
-def test_initialisation():
-    """Weights begin with standard deviation 0.02, residual projections 0.02 / sqrt(2 layers), biases at 0."""
+def test_initialization():
+    """Weights start with std 0.02, residual projections with 0.02 / sqrt(2 n_layer), biases at 0, layer norms at 1."""
     model = GPT(GPTConfig(block_size=64, vocab_size=512, n_layer=8, n_head=4, n_embd=128))
     for name, p in model.named_parameters():
-        if 'ln_' in name:
-            continue
-        expected = 0 if name.endswith('bias') else 0.02 / 4 if name.endswith('c_proj.weight') else 0.02
-        assert abs(p.std() - expected) < 0.03 * expected + 1e-9, name
+        if name.endswith('bias'):
+            assert (p == 0).all(), name
+        elif 'ln_' in name:
+            assert (p == 1).all(), name
+        else:
+            std = 0.02 / 4 if name.endswith('c_proj.weight') else 0.02
+            assert abs(p.std() - std) < 0.03 * std and abs(p.mean()) < 0.03 * std, name
 
 
-def test_too_many_tokens():
-    """A sequence longer than the window is refused with both numbers."""
-    with pytest.raises(ValueError, match='17 tokens do not fit block_size=16'):
-        tiny()(torch.zeros(1, 17, dtype=torch.long))
+def test_sizes_that_do_not_fit():
+    """A sequence longer than block_size and a width that n_head does not divide are refused with both numbers."""
+    with pytest.raises(ValueError, match='17.*block_size=16'):
+        tiny_model()(torch.zeros(1, 17, dtype=torch.long))
+    with pytest.raises(ValueError, match='n_embd=8.*n_head=3'):
+        tiny_model(n_head=3)

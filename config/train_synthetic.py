@@ -1,0 +1,4 @@
+# The first run: squentropy on synthetic stories from data/synthetic, which need no download. They are not TinyStories.
+from train_tinystories_squentropy import *
+out_dir = 'out/synthetic'
+dataset = 'synthetic/bpe'

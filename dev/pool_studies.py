@@ -1,0 +1,168 @@
+"""Pool compare.py studies of the same losses: paired t-tests over the seeds of all of them, and a figure.
+
+    python dev/pool_studies.py same_decay_05 same_decay_07 [--figure=docs/studies/same_decay.png]
+    python dev/pool_studies.py results/mine_05/results-test.json results/mine_07/results-test.json
+
+A study is a name in docs/studies or a results.json of compare.py. Runs are paired by seed within a study, in the
+declared readout. From eight pairs on, the p-value of a sign-flip test is printed too. For several studies, the mean of
+each study is printed, and the mean of these means with a t-test on the variance within studies.
+"""
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from configurator import fail
+from nanoloss.paths import ROOT
+from nanoloss.statistics import paired_t, sign_flip
+from nanoloss.study_report import CALIBRATED_MEASURES, MEASURES, format_interval
+
+STUDIES = ROOT / 'docs/studies'
+
+
+def read_studies(names):
+    """Return {arm: {(study, seed): readouts}} and the declared readout. Exits if the studies cannot be pooled."""
+    known = [path.stem for path in sorted(STUDIES.glob('*.json')) if '"declared"' in path.read_text()]
+    runs, declared, seeds = {}, set(), []
+    for name in names:
+        if name not in known and not Path(name).is_file():
+            fail(f'{name}: no such study; pass a results.json of compare.py or one of {", ".join(known)}', status=2)
+        results = json.loads((STUDIES / f'{name}.json' if name in known else Path(name)).read_text())
+        declared.add(results['plan']['declared']['readout'])
+        seeds += {seed for arm_runs in results['runs'].values() for seed in arm_runs}
+        for arm, arm_runs in results['runs'].items():
+            runs.setdefault(arm, {}).update({(name, seed): result['readouts'] for seed, result in arm_runs.items()})
+    if len(declared) > 1:
+        fail(f'the studies declare different readouts: {", ".join(sorted(declared))}; pool those with the same one')
+    if len(seeds) > len(set(seeds)):
+        fail('the studies share seeds, so runs would count twice; pool studies with different seeds')
+    return runs, declared.pop()
+
+
+def paired_differences(runs, arm, base, measure, arm_readout, base_readout):
+    """Return {(study, seed): difference of arm and base} where both were run."""
+    return {key: runs[arm][key][arm_readout][measure] - runs[base][key][base_readout][measure]
+            for key in runs[arm] if key in runs[base]}
+
+
+def group_by_study(differences):
+    """{(study, seed): difference} -> {study: array of differences}"""
+    groups = {}
+    for (study, _), difference in differences.items():
+        groups.setdefault(study, []).append(difference)
+    return {study: np.array(group) for study, group in groups.items()}
+
+
+def mean_of_means(groups):
+    """Unweighted mean of the studies' means: (mean, 95 % interval, p), or None if no study has two pairs.
+
+    The standard error is that of the pooled variance within studies, so differences between studies do not count.
+    """
+    freedom = sum(len(d) - 1 for d in groups.values())
+    if not freedom:
+        return None
+    variance = sum(((d - d.mean()) ** 2).sum() for d in groups.values()) / freedom
+    error = np.sqrt(variance * sum(1 / len(d) for d in groups.values())) / len(groups)
+    mean, half = np.mean([d.mean() for d in groups.values()]), stats.t.ppf(0.975, freedom) * error
+    return mean, [mean - half, mean + half], 2 * stats.t.sf(abs(mean) / error, freedom)
+
+
+def short_name(study):
+    return Path(study).parent.name or study
+
+
+def print_means(runs, readouts):
+    print('means | seeds | ' + ' | '.join(MEASURES.values()))
+    for arm, arm_runs in runs.items():
+        for readout in readouts:
+            means = [np.mean([run[readout][measure] for run in arm_runs.values()]) for measure in MEASURES]
+            print(f'{arm}, {readout} | {len(arm_runs)} | ' + ' | '.join(f'{mean:.4f}' for mean in means))
+
+
+def print_difference(title, differences, show_bound, show_studies):
+    d = list(differences.values())
+    t, strict = paired_t(d), paired_t(d, level=0.995)
+    if t['p'] is None:
+        print(f'{title}: {t["mean"]:+.4f}, n = {len(d)}')
+        return
+    line = f'{title}: {t["mean"]:+.4f} {format_interval(t["interval"])} p = {t["p"]:.2g}'
+    if len(d) >= 8:
+        line += f' (sign flips {sign_flip(np.array(d)[:, None], 99_999, 1)[0]:.2g})'
+    line += f', n = {len(d)}, minimum detectable difference (80 % power): {t["detectable"]:.4f} ' \
+            f'(at p < 0.005 {strict["detectable"]:.4f})'
+    if show_bound:
+        line += f', 99 % upper bound: {t["upper99"]:+.4f}'
+    print(line)
+    if show_studies:
+        groups = group_by_study(differences)
+        line = '; '.join(f'{short_name(study)} {d.mean():+.4f} (n = {len(d)})' for study, d in groups.items())
+        if pooled := mean_of_means(groups):
+            mean, interval, p = pooled
+            line += f'; mean of means {mean:+.4f} {format_interval(interval)} p = {p:.2g}'
+        print(f'    {line}')
+
+
+def print_pair(runs, arm, base, readout, available, show_studies):
+    print(f'\n{arm} minus {base}')
+    rows = [(title, measure, readout, readout) for measure, title in MEASURES.items()]
+    for name, title in CALIBRATED_MEASURES.items():
+        measure = name.removesuffix('_calibrated')
+        rows += [(title, measure, readout, 'calibrated'),
+                 (f'{MEASURES[measure]}, both calibrated', measure, 'calibrated', 'calibrated')]
+    for title, measure, arm_readout, base_readout in rows:
+        if available.issuperset((arm_readout, base_readout)):
+            differences = paired_differences(runs, arm, base, measure, arm_readout, base_readout)
+            print_difference(title, differences, measure == 'nats' and arm_readout == base_readout == readout,
+                             show_studies)
+
+
+def draw(path, runs, readout, studies):
+    """Write a figure of the differences to the first arm: dots are seeds, colors are studies."""
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    base, *others = runs
+    figure, axes = plt.subplots(1, 4, figsize=(11, 1.3 + 0.45 * len(runs)), sharey=True, layout='constrained')
+    for axis, (measure, title) in zip(axes, MEASURES.items(), strict=True):
+        axis.axvline(0, color='0.6', linewidth=1)
+        for y, arm in enumerate(others):
+            differences = paired_differences(runs, arm, base, measure, readout, readout)
+            for i, study in enumerate(studies):
+                x = [d for key, d in differences.items() if key[0] == study]
+                offset = 0.12 * (i - (len(studies) - 1) / 2)
+                axis.plot(x, [y + offset] * len(x), 'o', color=f'C{i}', markersize=4, alpha=0.6,
+                          label=short_name(study) if y == 0 else None)
+            t = paired_t(list(differences.values()))
+            axis.errorbar(t['mean'], y, xerr=t['mean'] - t['interval'][0], fmt='|', color='black', capsize=3)
+        axis.locator_params(axis='x', nbins=4)
+        axis.set(title=title)
+    axes[0].set_yticks(range(len(others)), [arm.replace(':', '\n') for arm in others], fontsize=8)
+    axes[0].set_ylim(len(others) - 0.5, -0.5)
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc='outside lower center', ncols=len(studies))
+    figure.suptitle(f'minus {base}; dots: seeds; bars: 95 % over seeds (t)', fontsize=9)
+    figure.savefig(path, dpi=110)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('studies', nargs='+', help='names in docs/studies, or results.json files of compare.py')
+    parser.add_argument('--figure', metavar='FILE', help='also draw the differences to the first loss')
+    args = parser.parse_args()
+    runs, readout = read_studies(args.studies)
+    # readouts of every run: calibration takes hours for a large vocabulary, so runs may lack it
+    available = set.intersection(*(set(run) for arm_runs in runs.values() for run in arm_runs.values()))
+    print_means(runs, [name for name in dict.fromkeys([readout, 'calibrated']) if name in available])
+    arms = list(runs)
+    for i, base in enumerate(arms):
+        for arm in arms[i + 1:]:
+            print_pair(runs, arm, base, readout, available, show_studies=len(args.studies) > 1)
+    if args.figure:
+        draw(args.figure, runs, readout, args.studies)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,1 @@
+"""The library behind the scripts: they import it, and it never imports a script."""

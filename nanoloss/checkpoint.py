@@ -1,0 +1,280 @@
+"""Save, load and resume checkpoints.
+
+A checkpoint is a file written by torch.save that holds only tensors, dicts, lists, numbers and strings, so
+torch.load(..., weights_only=True) can read it and loading it never runs code. Its keys:
+
+    model           state dict with nanoGPT's parameter names, without the padding rows of the vocabulary
+    model_args      the arguments of nanoGPT's GPTConfig, and nothing else
+    optimizer, iter_num, best_val_loss, config    as in nanoGPT
+    activation      'gelu' or 'gelu_tanh'
+    tokenizer       Tokenizer.to_dict()
+    loss            {'name': ..., 'coefficients': the values of losses.LossCoefficients, or None for a custom loss}
+    data            source of the text, number of tokens and fingerprint of each split
+    environment     processor, torch version, threads, world size, ...: what the last bits of a run depend on
+    scaler          state dict of the GradScaler
+    train_state     {'last_eval', 'evals_since_best', 'train_seconds', 'wandb_run_id'}
+
+best.pt has neither optimizer nor scaler.
+"""
+import contextlib
+import math
+import os
+import pickle
+import re
+import zipfile
+from pathlib import Path
+
+import torch
+
+import losses
+from model import GPT, GPTConfig
+from nanoloss import convert, signals
+from nanoloss.tokenizer import Tokenizer
+
+KEYS = {'model': dict, 'model_args': dict, 'activation': str, 'tokenizer': dict, 'loss': dict, 'iter_num': int,
+        'best_val_loss': float, 'config': dict, 'data': dict}
+TRAIN_STATE = {'last_eval': int, 'evals_since_best': int, 'train_seconds': float, 'wandb_run_id': str}
+TIED = 'transformer.wte.weight', 'lm_head.weight'
+
+# A resumed run must keep these settings. All others may change.
+FIXED_SETTINGS = {'batch_size', 'gradient_accumulation_steps', 'seed', 'n_layer', 'n_head', 'n_embd', 'block_size',
+                  'bias', 'activation', 'dropout', 'optimizer', 'loss'}
+FIXED_SETTINGS |= {setting for name in losses.LOSSES for setting in losses.loss_settings(name)}
+
+
+def save_checkpoint(checkpoint, path):
+    """Write a temporary file, flush it to disk and rename it, so path never holds a partial file. Raises OSError."""
+    partial = f'{path}.partial'
+    try:
+        with open(partial, 'wb') as f:
+            torch.save(checkpoint, f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(partial, path)
+        if os.name == 'posix':  # the rename must survive a power failure too
+            folder = os.open(os.path.dirname(path) or '.', os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
+    except BaseException as e:
+        Path(partial).unlink(missing_ok=True)
+        if isinstance(e, RuntimeError) and isinstance(e.__context__, OSError):
+            raise e.__context__ from None  # torch hides the OSError
+        raise
+
+
+def load_checkpoint(path):
+    """Read a checkpoint onto the CPU, without running any code from it.
+
+    path: a file written by train.py or nanoGPT, a Hugging Face model directory, or the name of an OpenAI GPT-2
+    model. Returns a dict with the keys listed above and 'path'. Raises FileNotFoundError or ValueError.
+    """
+    if convert.is_hugging_face(path):
+        return convert.from_hugging_face(path)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'no checkpoint at {str(path)!r}; train first, or pass a file written by train.py')
+    with _one_line_error(f'{path} is not a valid checkpoint', 'pass a file written by train.py'):
+        _check_archive(path)
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        if not isinstance(checkpoint, dict):
+            raise ValueError(f'it holds a {type(checkpoint).__name__}, not a dict')
+        if convert.is_nanogpt(checkpoint):
+            checkpoint = convert.from_nanogpt(checkpoint)
+        wrong = [key for key, kind in KEYS.items() if not isinstance(checkpoint.get(key), kind)]
+        if not wrong:
+            valid = {'iter_num': checkpoint['iter_num'] >= 0, 'best_val_loss': checkpoint['best_val_loss'] >= 0,
+                     'config': isinstance(checkpoint['config'].get('dataset', ''), str),
+                     'data': isinstance(checkpoint['data'].get('fingerprint', {}), dict)}
+            wrong = [key for key in valid if not valid[key]]
+        if wrong:
+            raise ValueError(f"missing or invalid keys: {', '.join(wrong)}")
+    return checkpoint | {'path': str(path)}
+
+
+def _check_archive(path):
+    """Raise ValueError unless the file is an uncompressed zip archive whose entries fit into the size of the file."""
+    with open(path, 'rb') as f:
+        if f.read(4) != b'PK\3\4':  # torch.load reads older formats too
+            raise ValueError('not a zip archive written by torch.save')
+    with zipfile.ZipFile(path) as z:
+        entries = z.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or \
+            sum(entry.file_size for entry in entries) > os.path.getsize(path):
+        raise ValueError('compressed or overlapping zip entries')
+
+
+@contextlib.contextmanager
+def _one_line_error(problem, advice):
+    """Turn any error except out-of-memory into a ValueError: a damaged checkpoint can raise almost anything."""
+    try:
+        yield
+    except Exception as e:
+        if signals.is_out_of_memory(e):
+            raise
+        reason = ' '.join(str(e).split())[:500]
+        if isinstance(e, pickle.UnpicklingError):  # torch's message suggests weights_only=False
+            reason = 'it is damaged or contains more than tensors and plain data'
+        elif not isinstance(e, ValueError):
+            reason = f'{type(e).__name__}: {reason}'
+        raise ValueError(f'{problem} ({reason}); {advice}') from None
+
+
+def all_finite(model, optimizer):
+    """Whether all weights and all tensors of the optimizer's state are finite."""
+    weights = list(model.parameters())
+    state = [x for moments in optimizer.state.values() for x in moments.values()]
+    return bool(torch.stack([x.isfinite().all().to(weights[0].device) for x in [*weights, *state]]).all())
+
+
+def describe_model(model, tokenizer, loss_name, loss):
+    """The keys model, model_args, activation, tokenizer and loss: all that restore_model needs."""
+    weights = model.state_dict()
+    embedding = weights['transformer.wte.weight'][:model.config.vocab_size].clone()
+    weights['transformer.wte.weight'] = weights['lm_head.weight'] = embedding
+    args = vars(model.config).copy()
+    coefficients = list(loss) if isinstance(loss, losses.LossCoefficients) else None
+    return {'model': weights, 'activation': args.pop('activation'), 'model_args': args,
+            'tokenizer': tokenizer.to_dict(), 'loss': {'name': loss_name, 'coefficients': coefficients}}
+
+
+def restore_model(checkpoint, device='cpu', dropout=0.0):
+    """(model, tokenizer, loss) of a loaded checkpoint. Raises ValueError if its parts do not fit together."""
+    path = checkpoint.get('path', 'the checkpoint')
+    with _one_line_error(f'the parts of {path} do not fit together', 'pass a file written by train.py'):
+        args = checkpoint['model_args'] | {'dropout': dropout, 'activation': checkpoint['activation']}
+        for name in ('block_size', 'vocab_size', 'n_layer', 'n_head', 'n_embd'):
+            if type(args[name]) is not int or not 0 < args[name] < 2**24:  # no product of two sizes overflows
+                raise ValueError(f'{name}={args[name]!r}')
+        model = _build_model(GPTConfig(**args), checkpoint['model'])
+        tokenizer = Tokenizer.from_dict(checkpoint['tokenizer'])
+        # the model may have more ids than a tokenizer with text: nanoGPT's have 50,304, GPT-2's encoding 50,257
+        n_ids = model.config.vocab_size
+        if tokenizer.vocab_size > n_ids or tokenizer.kind == 'ids' and tokenizer.vocab_size != n_ids:
+            raise ValueError(f'the tokenizer has {tokenizer.vocab_size} ids, the model {n_ids}')
+        name, coefficients = checkpoint['loss']['name'], checkpoint['loss']['coefficients']
+        if coefficients is None:
+            loss = losses.make_loss(name, n_ids)
+        else:
+            loss = losses.LossCoefficients(*map(float, coefficients))
+            if len(coefficients) != len(loss) or not all(map(math.isfinite, loss)):
+                raise ValueError(f'loss coefficients {coefficients}')
+    return model.to(device), tokenizer, loss
+
+
+def _build_model(config, weights):
+    """A GPT with these weights; padding rows of the vocabulary become zeros.
+
+    Shapes are compared before the model takes any memory. The errors name the weights that are missing, unexpected,
+    of another shape or not finite.
+    """
+    n_layer = len({name.split('.')[2] for name in weights if name.startswith('transformer.h.')})
+    if n_layer != config.n_layer:  # a huge n_layer would take forever below
+        raise ValueError(f'n_layer={config.n_layer}, but the weights have {n_layer} layers')
+    wrong = [name for name, w in weights.items() if not _is_valid(w)]
+    if wrong:
+        raise ValueError(f"no finite floating-point tensors: {', '.join(wrong[:6])}")
+    for name in TIED:
+        if weights[name].shape != (config.vocab_size, config.n_embd):
+            raise ValueError(f'{name} has shape {list(weights[name].shape)}, but vocab_size={config.vocab_size} and '
+                             f'n_embd={config.n_embd}')
+    with torch.device('meta'):  # shapes without memory
+        model = GPT(config)
+    padding = model.lm_head.weight.size(0) - config.vocab_size
+    embedding = torch.nn.functional.pad(weights[TIED[0]].float(), (0, 0, 0, padding))
+    weights = {name: w.float().clone() for name, w in weights.items()} | dict.fromkeys(TIED, embedding)
+    model.load_state_dict(weights, assign=True)
+    model.lm_head.weight = model.transformer.wte.weight
+    return model
+
+
+def _is_valid(x):
+    # an expanded tensor, which is not contiguous, can be larger than the file
+    return isinstance(x, torch.Tensor) and x.is_floating_point() and x.is_contiguous() and bool(x.isfinite().all())
+
+
+def init_model(checkpoint, resume, config, data, environment, tokenizer):
+    """The model of a run that starts from a checkpoint's weights, or that resumes the checkpoint's run.
+
+    config, data, environment: of the run that starts now. Returns (model, changes), where changes is a list of
+    'name old -> new' of everything that a resumed run does differently. Raises ValueError if the checkpoint does not
+    fit the run.
+    """
+    path, changes = checkpoint['path'], []
+    if resume:
+        changes = _find_changes(checkpoint, config, data, environment)
+    else:
+        checkpoint = crop_vocab(checkpoint, tokenizer.vocab_size)
+    model, saved_tokenizer, _ = restore_model(checkpoint, dropout=config['dropout'])
+    if saved_tokenizer.to_dict() != tokenizer.to_dict():
+        raise ValueError(f'{path} has a {saved_tokenizer.kind} tokenizer of {saved_tokenizer.vocab_size} ids, '
+                         f"--dataset={config['dataset']} has another one ({tokenizer.kind}, {tokenizer.vocab_size} "
+                         'ids); pass the dataset that it was trained on')
+    if config['block_size'] > model.config.block_size:
+        raise ValueError(f"--block_size={config['block_size']} exceeds the block_size={model.config.block_size} of "
+                         f'{path}; pass --block_size={model.config.block_size} or less')
+    return model, changes
+
+
+def _find_changes(checkpoint, config, data, environment):
+    path = checkpoint['path']
+    missing = [key for key in ('optimizer', 'scaler', 'train_state', 'environment')
+               if not isinstance(checkpoint.get(key), dict)]
+    if missing:
+        raise ValueError(f"{path} cannot be resumed: it has no {', '.join(missing)}; to start a new run from its "
+                         f'weights: --init_from={path} --out_dir=...')
+    # nanoGPT's config has neither optimizer nor loss
+    saved = {'optimizer': 'adamw', 'loss': checkpoint['loss'].get('name')} | checkpoint['config']
+    changes, refused = [], []
+    for name, old in saved.items():
+        if name in config and config[name] != old and name not in ('init_from', 'out_dir'):
+            (refused if name in FIXED_SETTINGS else changes).append(f'{name} {old} -> {config[name]}')
+    changes += [f'{name} {old} -> {environment[name]} (results may differ in the last bits)'
+                for name, old in checkpoint['environment'].items() if name in environment and environment[name] != old]
+    if checkpoint['data'] and checkpoint['data'] != data:  # nanoGPT's checkpoints do not record it
+        refused.append(f"data {checkpoint['data'].get('source')} -> {data['source']} (or the same text prepared anew)")
+    if refused:
+        raise ValueError(f"{path} cannot be resumed with other settings: {', '.join(refused)}; resume with the same "
+                         f'config, or start a new run from its weights: --init_from={path} --out_dir=...')
+    return changes
+
+
+def crop_vocab(checkpoint, size):
+    """Return the checkpoint with at most size ids, so that a new run has no class without a token."""
+    args, weights = checkpoint['model_args'], checkpoint['model']
+    try:
+        if size >= args['vocab_size']:
+            return checkpoint
+        tied = {name: weights[name][:size].clone() for name in TIED}
+    except (KeyError, TypeError, AttributeError, IndexError):
+        return checkpoint  # restore_model reports what is wrong
+    return checkpoint | {'model_args': args | {'vocab_size': size}, 'model': weights | tied}
+
+
+def restore_optimizer(checkpoint, optimizer, scaler):
+    """Load the saved state into the optimizer and the GradScaler. Returns the fields of TrainState as a dict.
+
+    The optimizer keeps the settings of its groups, which may change during a run. Raises ValueError if the state does
+    not fit the weights.
+    """
+    path, train_state = checkpoint['path'], checkpoint['train_state']
+    with _one_line_error(f'{path} cannot be resumed: its optimizer, scaler or train_state is invalid',
+                         f'to start a new run from its weights: --init_from={path} --out_dir=...'):
+        saved, groups = checkpoint['optimizer'], optimizer.state_dict()['param_groups']
+        if [group['params'] for group in saved['param_groups']] != [group['params'] for group in groups]:
+            raise ValueError('other parameter groups')
+        optimizer.load_state_dict({'state': saved['state'], 'param_groups': groups})
+        state = optimizer.state
+        if saved['state'] or checkpoint['iter_num'] and not checkpoint['scaler']:  # a scaler can skip all iterations
+            for group, p in [(group, p) for group in optimizer.param_groups for p in group['params']]:
+                expected = {'step': (), 'exp_avg': p.shape, 'exp_avg_sq': p.shape}
+                if 'momentum' in group:  # Muon
+                    expected = {'momentum_buffer': p.shape}
+                if {name: x.shape for name, x in state.get(p, {}).items() if _is_valid(x)} != expected:
+                    raise ValueError(f'state of a parameter of shape {list(p.shape)}: other shapes, or not finite')
+        if checkpoint['scaler']:
+            scaler.load_state_dict(checkpoint['scaler'])
+        if any(type(train_state[key]) is not kind for key, kind in TRAIN_STATE.items()) or \
+                not 0 <= train_state['train_seconds'] < math.inf or \
+                not re.fullmatch('[A-Za-z0-9_-]*', train_state['wandb_run_id']):  # it becomes part of a path
+            raise ValueError(f'train_state {train_state}')
+    return {'iter_num': checkpoint['iter_num'], 'best_val_loss': checkpoint['best_val_loss'],
+            **{key: train_state[key] for key in TRAIN_STATE}}

@@ -1,0 +1,250 @@
+"""Token files and the windows that each iteration reads from them.
+
+A data set is a folder with train.bin, val.bin and perhaps test.bin: token ids as raw little-endian
+uint8 or uint16, without a header. meta.json describes them.
+"""
+import functools
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nanoloss import rng
+from nanoloss.paths import DATA
+from nanoloss.tokenizer import Tokenizer
+
+GPT2_VOCAB_SIZE = 50257
+
+
+@dataclass
+class Dataset:
+    """What a training run reads. info is stored in its checkpoints."""
+    folder: Path
+    train: np.ndarray     # token ids, a memmap (n,)
+    val: np.ndarray
+    tokenizer: Tokenizer
+    info: dict            # source, and the number of tokens and the fingerprint of each split
+
+
+def open_dataset(dataset, block_size, vocab_size=0, train_tokens=0):
+    """Open train.bin, val.bin and the tokenizer of a data set.
+
+    Args:
+        dataset, block_size: see find_dataset() and open_bin().
+        vocab_size: see read_meta().
+        train_tokens: use only the first train_tokens tokens of train.bin; 0 = all.
+    Raises OSError or ValueError if a file is missing, damaged or too short.
+    """
+    folder = find_dataset(dataset)
+    meta = read_meta(folder, vocab_size)
+    train = open_bin(folder, 'train', meta, block_size, train_tokens)
+    val = open_bin(folder, 'val', meta, block_size)
+    info = {'source': meta['source'] if meta else 'bins without meta.json, read as GPT-2 tokens',
+            'tokens': {'train': len(train), 'val': len(val)},
+            'fingerprint': {'train': fingerprint(train), 'val': fingerprint(val)}}
+    return Dataset(folder, train, val, Tokenizer.for_dataset(folder, meta), info)
+
+
+def find_dataset(dataset):
+    """Return the folder of a data set, given its name under data/ or a path.
+
+    Raises FileNotFoundError, with the command that creates the data set if there is one.
+    """
+    dataset = dataset.rstrip('/')
+    for folder in (DATA / dataset, Path(dataset)):
+        if (folder / 'train.bin').is_file():
+            return folder
+    name, _, kind = dataset.partition('/')
+    if (DATA / name / 'prepare.py').is_file():
+        hint = f'run: python data/{name}/prepare.py' + (f' --tokenizer={kind}' if kind else '')
+    else:
+        hint = 'pass a name under data/, such as tinystories/bpe, or a folder with train.bin and val.bin'
+    raise FileNotFoundError(f'--dataset={dataset}: no train.bin in {DATA / dataset}; {hint}')
+
+
+def read_meta(folder, vocab_size=0):
+    """Return the contents of meta.json, a dict; None if there is no such file, which means GPT-2 tokens as uint16.
+
+    Args:
+        vocab_size: vocabulary size of bins with an unknown tokenizer, such as nanoGPT's with a meta.pkl.
+            It replaces meta.json there; 0 = not set.
+    Raises ValueError if meta.json is damaged, if vocab_size contradicts it, or if there is only a
+    meta.pkl and vocab_size is 0.
+    """
+    path = Path(folder) / 'meta.json'
+    if not path.exists():
+        if vocab_size:
+            return {'source': f'bins of {vocab_size} ids without a tokenizer', 'splits': {}, 'vocab_size': vocab_size,
+                    'tokenizer': 'ids', 'dtype': 'uint16'}
+        pickle = path.with_suffix('.pkl')
+        if pickle.exists():
+            raise ValueError(f'{pickle} is not loaded, because a pickle can run any code; pass the number of ids with '
+                             '--vocab_size=..., or prepare the text with data/tinystories/prepare.py --input=...')
+        return None
+    try:
+        if not path.is_file() or path.stat().st_size > 2**20:  # reading a pipe would not end
+            raise ValueError(f'not a regular file, or too large: {path.stat().st_size:,} bytes')
+        meta = json.loads(path.read_text(encoding='utf-8'))
+        splits = [meta['splits'][name] for name in {'train', 'val', *meta['splits']}]
+        types = {'source': str, 'vocab_size': int, 'tokenizer': str}
+        invalid = [key for key in types if type(meta[key]) is not types[key]]
+        if meta['dtype'] not in ('uint8', 'uint16'):
+            invalid.append('dtype')
+        if any(type(split['tokens']) is not int for split in splits):
+            invalid.append('splits')
+        if invalid:
+            raise ValueError(f"invalid {', '.join(invalid)}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise ValueError(f'{path} is damaged ({type(e).__name__}: {e}); prepare the data again') from None
+    if vocab_size not in (0, meta['vocab_size']):
+        raise ValueError(f"--vocab_size={vocab_size}, but {path} says {meta['vocab_size']}; omit the flag")
+    return meta
+
+
+def open_bin(folder, split, meta, block_size=1, max_tokens=0):
+    """Return the tokens of a split as a read-only memmap (n,) of uint8 or uint16; see check_unchanged().
+
+    Args:
+        meta: what read_meta() returned.
+        block_size: the split must hold more tokens than this.
+        max_tokens: use only the first max_tokens tokens; 0 = all.
+    Raises OSError or ValueError if the file is missing, is not longer than block_size, has another
+    length than meta.json says, holds an id outside the vocabulary, or holds fewer than max_tokens tokens.
+    """
+    path = Path(folder) / f'{split}.bin'
+    dtype = np.dtype(meta['dtype'] if meta else 'uint16').newbyteorder('<')
+    if not path.is_file():
+        raise FileNotFoundError(f'no {split}.bin in {folder}; prepare the data again')
+    size = path.stat().st_size
+    if size % dtype.itemsize or size <= block_size * dtype.itemsize:
+        raise ValueError(f'{path} has {size:,} bytes; expected whole {dtype.name} tokens, more than '
+                         f'block_size={block_size}; prepare the data again, or lower --block_size')
+    n_tokens = size // dtype.itemsize
+    expected = meta['splits'].get(split, {}).get('tokens', 0) if meta and meta['tokenizer'] != 'ids' else n_tokens
+    if expected != n_tokens:
+        raise ValueError(f'{path} has {n_tokens:,} tokens, but meta.json says {expected:,}; prepare the data again')
+    tokens = np.memmap(path, dtype, mode='r')
+    tokens.file_state = _file_state(path)
+    vocab_size, largest = meta['vocab_size'] if meta else GPT2_VOCAB_SIZE, int(tokens.max())
+    if largest >= vocab_size:
+        raise ValueError(f'{path} holds id {largest}, but its vocabulary has {vocab_size} ids; prepare the data again')
+    if not max_tokens:
+        return tokens
+    if not block_size < max_tokens <= len(tokens):
+        raise ValueError(f'{path}: asked for the first {max_tokens:,} tokens; it holds {len(tokens):,}, and more than '
+                         f'block_size={block_size} are needed')
+    head = tokens[:max_tokens]
+    head.file_state = tokens.file_state
+    return head
+
+
+def _file_state(path):
+    s = os.stat(path)
+    return s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns
+
+
+def check_unchanged(tokens):
+    """Raise OSError if the file was changed or deleted since open_bin() opened it. Accepts plain arrays.
+
+    Reading a memmap of a file that was truncated kills the process, and a file that was overwritten
+    silently changes the data.
+    """
+    try:
+        unchanged = not hasattr(tokens, 'file_state') or _file_state(tokens.filename) == tokens.file_state
+    except OSError:
+        unchanged = False
+    if not unchanged:
+        raise OSError(f'{tokens.filename} was changed or deleted while in use; the checkpoints are intact; '
+                      'restore the file, or start another run')
+
+
+def fingerprint(tokens):
+    """Return the SHA-256 of up to 64 evenly spaced chunks of 64 Ki tokens, a fast way to recognize other data."""
+    digest = hashlib.sha256(str(len(tokens)).encode())
+    for start in np.linspace(0, max(0, len(tokens) - 2**16), 64, dtype=np.int64):
+        digest.update(tokens[start:start + 2**16].tobytes())
+    return digest.hexdigest()
+
+
+def train_windows(n_tokens, block_size, seed, start, count):
+    """Return the start positions (count,) of the training windows number start to start + count.
+
+    Each epoch permutes the windows of block_size that tile the tokens from a random offset, so it
+    reads every token at most once. Permutation and offset depend on (seed, epoch) only, so the windows
+    of an iteration are a pure function of its number.
+    """
+    numbers = np.arange(start, start + count)
+    n = max(1, (n_tokens - block_size) // block_size)  # windows per epoch, whatever the offset
+    starts = np.empty(count, np.int64)
+    for epoch in np.unique(numbers // n):
+        selected = numbers // n == epoch
+        starts[selected] = _epoch(n_tokens, n, block_size, seed, int(epoch))[numbers[selected] % n]
+    return starts
+
+
+@functools.lru_cache(maxsize=2)  # a batch can span two epochs
+def _epoch(n_tokens, n, block_size, seed, epoch):
+    generator = rng.generator(rng.DATA, seed, epoch)
+    offset = generator.integers(min(block_size, n_tokens - n * block_size))
+    return offset + block_size * generator.permutation(n)
+
+
+def val_windows(n_tokens, block_size, count):
+    """Return the start positions of up to `count` evenly spaced windows that do not overlap, always the same ones."""
+    n = (n_tokens - 1) // block_size
+    count = min(n, count)
+    return np.arange(count) * n // count * block_size
+
+
+def read_windows(tokens, starts, block_size):
+    """Return inputs and targets of the windows at `starts`: two int64 arrays (len(starts), block_size)."""
+    windows = np.stack([tokens[s:s + block_size + 1] for s in starts]).astype(np.int64)
+    return windows[:, :-1], windows[:, 1:]
+
+
+def load_windows(tokens, starts, block_size, device):
+    """Return inputs and targets of read_windows() as tensors on the device, copied asynchronously to a CUDA device."""
+    pair = map(torch.from_numpy, read_windows(tokens, starts, block_size))
+    if device.startswith('cuda'):
+        return [x.pin_memory().to(device, non_blocking=True) for x in pair]
+    return [x.to(device) for x in pair]
+
+
+def story_bounds(tokens, eot):
+    """Return the bounds (S + 1,) of S stories: story i is tokens[bounds[i]:bounds[i + 1]], end-of-text id included."""
+    bounds = [np.zeros(1, np.int64), np.flatnonzero(tokens == eot) + 1]
+    if len(bounds[1]) == 0 or bounds[1][-1] < len(tokens):
+        bounds.append(np.array([len(tokens)]))  # the last story is truncated
+    return np.concatenate(bounds)
+
+
+def story_windows(bounds, block_size, stride):
+    """Return windows that score every token of every story exactly once: (W, 3) of start, length, scored.
+
+    The targets of a window are tokens[start:start + length], of which the last `scored` count. Its
+    inputs are the preceding tokens, so the first window of a story starts with end-of-text. In a story
+    longer than block_size the window slides by stride, 1 <= stride <= block_size, so that scored tokens
+    have at least block_size - stride tokens of context.
+    """
+    windows = []
+    for begin, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        start = done = begin
+        while done < end:
+            stop = min(start + block_size, end)
+            windows.append((start, stop - start, stop - done))
+            done, start = stop, start + stride
+    return np.array(windows)
+
+
+def block_windows(n_tokens, block_size):
+    """Return consecutive blocks that ignore story bounds, like val_windows(), in the format of story_windows().
+
+    The last block may be shorter. The first token is not scored, because it has no context.
+    """
+    starts = np.arange(1, n_tokens, block_size)
+    lengths = np.minimum(block_size, n_tokens - starts)
+    return np.stack([starts, lengths, lengths], axis=1)

@@ -1,0 +1,182 @@
+"""The output of evaluate.py: a table, a comparison table, JSON, arrays and figures.
+
+A result is the dict that evaluate.py computes for a checkpoint and that --json=True prints. With --compare, its key
+'compared' holds the differences and, as 'other', the result of the second checkpoint.
+"""
+import json
+import math
+
+import numpy as np
+
+from configurator import printable
+from nanoloss import statistics
+
+ROWS = [('nats per token', 'nats', '{:.4f}'), ('', 'nats_interval', '[{:.4f}, {:.4f}]'),
+        ('perplexity', 'perplexity', '{:.3f}'), ('bits per byte', 'bits_per_byte', '{:.4f}'),
+        ('top-1 accuracy', 'top1', '{:.4f}'), ('', 'top1_interval', '[{:.4f}, {:.4f}]'),
+        ('top-5 accuracy', 'top5', '{:.4f}'), ('ECE, equal width', 'ece_width', '{:.4f}'),
+        ('ECE, equal mass', 'ece_mass', '{:.4f}'), ('Brier score', 'brier', '{:.4f}')]
+
+
+def format_json(result):
+    return json.dumps(result, indent=1)
+
+
+def format_report(result, resamples, random_batches=0, batch_size=0):
+    """Return the text that evaluate.py prints: a table for each checkpoint and the comparison, if there is one.
+
+    resamples: of the bootstrap. random_batches, batch_size: the settings behind result['random_batches'].
+    """
+    compared = result.get('compared')
+    parts = [format_table(r, resamples, random_batches, batch_size)
+             for r in ([result, compared['other']] if compared else [result])]
+    if compared:
+        parts.append(format_comparison(result, resamples))
+    return '\n\n'.join(parts)
+
+
+def format_table(result, resamples, random_batches=0, batch_size=0):
+    """Return the table of one checkpoint, without a final newline."""
+    r, units = result, result['mode']
+    if units == 'blocks':
+        context = f"blocks of {r['block_size']} tokens that ignore story bounds, as in nanoGPT"
+    else:
+        context = (f"each story starts after end-of-text; beyond {r['block_size']} tokens the window slides by "
+                   f"{r['stride']}")
+    if r['raw_link_sum'] is None:
+        raw_link = 'not defined for a custom loss'
+    else:
+        raw_link = (f"sums to {r['raw_link_sum']:.4f} per token, of which {r['raw_link_negative']:.4f} is negative "
+                    '(means)')
+    folds = f'two-fold cross-fitting over {units}' if len(r['calibration_mix']) > 1 else 'all of it'
+    pairs = ', '.join(f'T {t:.3f} mix {m:.3f}'
+                      for t, m in zip(r['calibration_temperature'], r['calibration_mix'], strict=True))
+    lines = [
+        printable(f"checkpoint   {r['checkpoint']}: {r['loss']}, iteration {r['iteration'] or 0:,}"),
+        printable(f"data         {r['split']}.bin of {r['data']}, from {r['source']}"),
+        f"             {r[units]:,} {units}, {r['tokens']:,} tokens ({r['tokenizer']}, {r['vocab_size']:,} ids), "
+        f"{r['bytes'] or 0:,} bytes of text",
+        f'context      {context}; each token is scored once',
+        f"objective    {r['objective']:.6g} (the training loss)",
+        f'raw link     {raw_link}',
+        f'calibrated   on val.bin, {folds}: {pairs}',
+        '',
+        ' ' * 22 + ''.join(f'{name:>20}' for name in r['readouts'])]
+    for title, key, form in ROWS:
+        cells = []
+        for readout in r['readouts'].values():
+            x = readout[key]
+            cells.append('?' if x is None else form.format(*x) if isinstance(x, list) else form.format(x))
+        lines.append(f'{title:22}' + ''.join(f'{cell:>20}' for cell in cells))
+    if r['random_batches']:
+        low, high = r['random_batches']
+        lines.append(f'softmax over {random_batches} random batches of {batch_size} blocks: 95 % of such estimates are '
+                     f'in [{low:.4f}, {high:.4f}] nats, [{math.exp(low):.3f}, {math.exp(high):.3f}] perplexity')
+    lines.append(f'[ ] 95 % intervals, bootstrap over {units}, {resamples:,} resamples. ECE: 15 groups. '
+                 f'link: {1 - r["link_mix"]:g} link + {r["link_mix"]:g} softmax.')
+    return '\n'.join(lines)
+
+
+def format_comparison(result, resamples):
+    """Return the table of the differences between two checkpoints, without a final newline."""
+    compared = result['compared']
+    lines = [printable(f"{result['checkpoint']} minus {compared['with']}, paired by {compared['paired_by']}:")]
+    for key, title in (('nats', 'nats per token'), ('bits_per_byte', 'bits per byte'), ('top1', 'top-1 accuracy')):
+        for name, readout in compared['readouts'].items():
+            if key in readout:
+                low, high = readout[key]['interval']
+                lines.append(f"{title:16}{name:12}{readout[key]['difference']:+10.4f}  [{low:+.4f}, {high:+.4f}]  "
+                             f"p = {readout[key]['p']:.4f}")
+    lines.append(f"p: sign-flip test over {result['mode']}, (b + 1) / (B + 1) with B = {resamples:,}. This compares "
+                 'two checkpoints,\nnot two losses: training with another seed gives other checkpoints.')
+    return '\n'.join(lines)
+
+
+def save_arrays(path, data, figures, train):
+    """Write what compare.py needs of a checkpoint besides the JSON, a .npz file. Raises OSError.
+
+    Its arrays, where readouts are in the order of scoring.READOUTS:
+
+    - tokens (units,): scored tokens of each story or block;
+    - nats, top1, brier (readouts, units): sums over each story or block;
+    - calibration (readouts, 15, 3): count, mean confidence and accuracy of the groups of equal mass;
+    - frequency (groups, 2 + readouts): minimum number of occurrences in the training set, number of scored tokens,
+      and the sum of their nats in each readout, for groups of tokens whose frequencies are within a factor of two.
+
+    Args:
+        path: the file.
+        data: the scoring.Split that was scored.
+        figures: see :func:`draw_figures`; the readouts have 'brier' too.
+        train: (n_train,), the token ids that the model was trained on.
+    """
+    readouts = [x for x in figures.values() if isinstance(x, dict)]
+    contents = {key: [data.sum_per_unit(readout[key]) for readout in readouts] for key in ('nats', 'top1', 'brier')}
+    contents['tokens'] = np.bincount(data.unit[data.scored], minlength=data.n_units).astype(np.float64)
+    contents['calibration'] = []
+    for readout in readouts:
+        groups = np.stack(statistics.calibration(readout['confidence'], readout['top1'], mass=True), 1)
+        contents['calibration'].append(np.pad(groups, ((0, 15 - len(groups)), (0, 0))))
+    ids = data.tokens[data.scored]
+    vocab_size = int(max(ids.max(), train.max())) + 1
+    # in chunks, because bincount converts its input to int64
+    occurrences = sum(np.bincount(train[i:i + 2**24], minlength=vocab_size) for i in range(0, len(train), 2**24))
+    group = np.floor(np.log2(np.maximum(occurrences[ids], 1))).astype(int)
+    columns = [2.0 ** np.arange(group.max() + 1), np.bincount(group)]
+    contents['frequency'] = np.column_stack(columns + [np.bincount(group, readout['nats']) for readout in readouts])
+    np.savez_compressed(path, **contents)
+
+
+def draw_figures(folder, results, figures):
+    """Draw reliability.png and positions.png in a folder.
+
+    Args:
+        folder: an existing folder.
+        results: the result of each checkpoint.
+        figures: for each checkpoint, a dict of the scored tokens (n,): 'position' in the story or block, from 1, and
+            for each readout a dict with 'nats', 'confidence' and 'top1'.
+    Raises ImportError if matplotlib is not installed, OSError if a file cannot be written.
+    """
+    import matplotlib
+    matplotlib.use('agg')  # write files only; no display needed
+    import matplotlib.pyplot as plt
+    draw_reliability(plt, f'{folder}/reliability.png', results, figures)
+    draw_positions(plt, f'{folder}/positions.png', results, figures)
+
+
+def draw_reliability(plt, path, results, figures):
+    """Accuracy against confidence in 15 groups of equal mass, for each readout; a panel for each checkpoint."""
+    figure, axes = plt.subplots(1, len(results), figsize=(5 * len(results), 5), squeeze=False, layout='constrained')
+    for ax, result, tokens in zip(axes[0], results, figures, strict=True):
+        ax.plot([0, 1], [0, 1], color='0.7', linewidth=1)
+        for name, marker in zip(result['readouts'], 'osD', strict=True):
+            _, confidence, accuracy = statistics.calibration(tokens[name]['confidence'], tokens[name]['top1'],
+                                                             mass=True)
+            ax.plot(confidence, accuracy, marker=marker, markersize=4, linewidth=1.2,
+                    label=f"{name}, ECE {result['readouts'][name]['ece_mass']:.3f}")
+        ax.set(xlabel='confidence of the top-1 prediction', ylabel='accuracy', xlim=(0, 1), ylim=(0, 1),
+               title=f"{result['loss']}, {result['split']}.bin", aspect='equal')
+        ax.legend(loc='upper left')
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def draw_positions(plt, path, results, figures):
+    """Nats per token against the position of the token in its story or block, in up to 40 logarithmic groups."""
+    figure, ax = plt.subplots(figsize=(7, 4.5), layout='constrained')
+    for result, tokens, style in zip(results, figures, ('-', '--'), strict=False):
+        position = tokens['position']
+        edges = np.unique(np.geomspace(1, position.max() + 1, 40).astype(int))
+        _, group = np.unique(np.searchsorted(edges, position, side='right'), return_inverse=True)  # no empty groups
+        counts = np.bincount(group)
+        for name, color in zip(result['readouts'], ('C0', 'C1', 'C2'), strict=True):
+            nats = np.bincount(group, tokens[name]['nats'])
+            ax.plot(np.bincount(group, position) / counts, nats / counts, style, color=color, linewidth=1.2,
+                    label=f"{result['loss']}, {name}" if len(results) > 1 else name)
+        ax.axvline(result['block_size'], color='0.8', linewidth=1, zorder=0)
+    unit = 'block' if results[0]['mode'] == 'blocks' else 'story'
+    split = f"{results[0]['split']}.bin"
+    ax.set(xscale='log', xlabel=f'position of the token in its {unit} (gray line: block_size)', ylabel='nats per token',
+           title=split if len(results) > 1 else f"{results[0]['loss']}, {split}")
+    ax.legend()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

@@ -1,0 +1,90 @@
+"""Optimizers and the learning-rate schedule: AdamW, or Muon for the blocks' weight matrices with AdamW for the rest."""
+import math
+
+import torch
+
+
+def make_optimizer(model, name, learning_rate, muon_learning_rate, weight_decay, betas):
+    """Return the optimizer of a GPT. Weight decay applies to matrices and embeddings only.
+
+    'muon' uses Muon (Jordan 2024, kellerjordan.github.io/posts/muon) for the weight matrices of the
+    blocks, scaled so that its updates have the RMS of AdamW's (Liu et al., arXiv 2502.16982).
+    Embeddings, the tied head and vectors use AdamW.
+
+    Args:
+        name: 'adamw' or 'muon'.
+        muon_learning_rate: of Muon's matrices; 0 = learning_rate.
+        betas: of AdamW.
+    Returns:
+        an optimizer whose param groups have the key 'lr_scale': the group's learning rate divided by
+        `learning_rate`.
+    """
+    matrices = [p for p in model.transformer.h.parameters() if p.dim() >= 2] if name == 'muon' else []
+    muon_ids = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in muon_ids]
+    groups = [{'params': [p for p in others if p.dim() >= 2], 'weight_decay': weight_decay, 'lr_scale': 1.0},
+              {'params': [p for p in others if p.dim() < 2], 'weight_decay': 0.0, 'lr_scale': 1.0}]
+    fused = others[0].device.type in ('cuda', 'cpu')
+    adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused)
+    if not matrices:
+        return adamw
+    muon_learning_rate = muon_learning_rate or learning_rate
+    muon = torch.optim.Muon([{'params': matrices, 'lr_scale': muon_learning_rate / learning_rate}],
+                            lr=muon_learning_rate, weight_decay=weight_decay, adjust_lr_fn='match_rms_adamw')
+    return CombinedOptimizer(adamw, muon)
+
+
+class CombinedOptimizer:
+    """Several optimizers behind the interface of one, as far as train.py, GradScaler and checkpoints need it."""
+
+    def __init__(self, *optimizers):
+        self.optimizers = optimizers
+
+    @property
+    def param_groups(self):
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    @property
+    def state(self):
+        return {p: state for optimizer in self.optimizers for p, state in optimizer.state.items()}
+
+    def step(self):
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def zero_grad(self, set_to_none=True):
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=set_to_none)
+
+    def state_dict(self):
+        """Return the state in the format of one optimizer: parameters are numbered consecutively over all groups."""
+        combined, offset = {'state': {}, 'param_groups': []}, 0
+        for optimizer in self.optimizers:
+            own = optimizer.state_dict()
+            combined['state'] |= {offset + i: state for i, state in own['state'].items()}
+            for group in own['param_groups']:
+                combined['param_groups'].append(group | {'params': [offset + i for i in group['params']]})
+            offset += sum(len(group['params']) for group in optimizer.param_groups)
+        return combined
+
+    def load_state_dict(self, state_dict):
+        """Load what state_dict() returned. Raises ValueError if the number of param groups differs."""
+        groups, state = state_dict['param_groups'], state_dict['state']
+        if len(groups) != len(self.param_groups):
+            raise ValueError(f'found {len(groups)} parameter groups, expected {len(self.param_groups)}')
+        for optimizer in self.optimizers:
+            own, groups = groups[:len(optimizer.param_groups)], groups[len(optimizer.param_groups):]
+            numbers = [i for group in own for i in group['params']]
+            optimizer.load_state_dict({'state': {i: state[i] for i in numbers if i in state}, 'param_groups': own})
+
+
+def learning_rate_at(iter_num, peak, minimum, warmup_iters, decay_end):
+    """Return the learning rate of an iteration, counted from 0.
+
+    Linear warmup to `peak`, then cosine decay to `minimum` at iteration `decay_end`, constant from
+    there on. With decay_end = infinity the rate stays at the peak.
+    """
+    if iter_num < warmup_iters:
+        return peak * (iter_num + 1) / (warmup_iters + 1)
+    progress = min(1.0, (iter_num - warmup_iters) / max(1, decay_end - warmup_iters))
+    return minimum + (peak - minimum) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,157 @@
+"""Statistics of an evaluation in numpy and scipy: calibration, confidence intervals and significance tests.
+
+The resampling unit is the story, not the token, because the tokens of a story are correlated.
+"""
+import math
+
+import numpy as np
+
+from nanoloss import rng
+
+MAX_RANDOM = 2**22  # random numbers held in memory at a time
+
+
+def calibration(confidence, correct, bins=15, mass=False):
+    """Group predictions by confidence.
+
+    Args:
+        confidence, correct: (N,).
+        bins: number of groups.
+        mass: if False, the groups are the intervals (i/bins, (i+1)/bins]. If True, they are the intervals between
+            quantiles, with equally many predictions each; ties (to six digits) share a group.
+
+    Returns:
+        (counts, mean confidence, accuracy), an array each, without the empty groups.
+    """
+    confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
+    if mass:
+        rounded = confidence.round(6)  # otherwise rounding errors would decide the groups of ties
+        group = np.searchsorted(np.quantile(rounded, np.arange(1, bins) / bins), rounded)
+    else:
+        group = np.searchsorted(np.arange(1, bins) / bins, confidence)
+    counts = np.bincount(group, minlength=bins)
+    sums = [np.bincount(group, x, bins)[counts > 0] for x in (confidence, correct)]
+    counts = counts[counts > 0]
+    return counts, sums[0] / counts, sums[1] / counts
+
+
+def ece(confidence, correct, bins=15, mass=False):
+    """Return the expected calibration error of the top-1 prediction (Naeini et al. 2015): the mean over predictions
+    of |accuracy - mean confidence| of their group. Arguments as for :func:`calibration`."""
+    counts, mean_confidence, accuracy = calibration(confidence, correct, bins, mass)
+    return float(counts @ abs(accuracy - mean_confidence) / counts.sum())
+
+
+def bootstrap(sums, sizes, resamples, seed, level=0.95):
+    """Return percentile bootstrap intervals (k, 2) of the k ratios (sum of sums) / (sum of sizes).
+
+    Units are resampled; all k ratios use the same resamples.
+
+    Args:
+        sums: (units, k).
+        sizes: (units,).
+    """
+    units = len(sizes)
+    generator = rng.generator(rng.RESAMPLE, seed, 0)
+    columns = np.column_stack([sums, sizes]).astype(np.float64)
+    ratios = []
+    for n in _chunk_sizes(resamples, units):
+        totals = _resample_counts(generator, n, units) @ columns
+        ratios.append(totals[:, :-1] / totals[:, -1:])
+    tail = (1 - level) / 2
+    return np.quantile(np.concatenate(ratios), [tail, 1 - tail], axis=0).T
+
+
+def sign_flip(differences, resamples, seed):
+    """Return two-sided p-values (k,) of the sign-flip test for paired differences (units, k).
+
+    p is the probability that random signs of the units move the sum at least as far from zero as the observed sum.
+    It is estimated as (b + 1) / (B + 1), which counts the observed signs (Phipson & Smyth 2010).
+    """
+    differences = np.asarray(differences, np.float64)
+    generator = rng.generator(rng.RESAMPLE, seed, 1)
+    # the tolerance lets a flip of all signs tie with the observed sum despite rounding
+    observed = abs(differences.sum(0)) - 1e-12 * abs(differences).sum(0)
+    as_extreme = np.zeros(differences.shape[1], np.int64)
+    for n in _chunk_sizes(resamples, len(differences)):
+        signs = 2.0 * generator.integers(2, size=(n, len(differences)), dtype=np.int8) - 1
+        as_extreme += (abs(signs @ differences) >= observed).sum(0)
+    return (as_extreme + 1) / (resamples + 1)
+
+
+def crossed_bootstrap(sums, sizes, resamples, seed, level=0.95):
+    """Return an interval (2,) of the mean over runs of (sum of the sums of a run) / (sum of sizes).
+
+    Runs and units are both resampled, and all runs share the same units (Owen 2007, the pigeonhole bootstrap). The
+    percentile interval is stretched about the mean by the ratio of Student's t to the normal quantile, because
+    plain percentiles of two or three runs cover only 60 to 80 %.
+
+    Args:
+        sums: (runs, units), of at least two runs.
+        sizes: (units,).
+    """
+    from scipy import stats  # imported late: it takes half a second
+    generator = rng.generator(rng.RESAMPLE, seed, 2)
+    runs, units = sums.shape
+    means = []
+    for n in _chunk_sizes(resamples, units):
+        counts = _resample_counts(generator, n, units)
+        ratios = (counts @ sums.T) / (counts @ sizes)[:, None]
+        means.append(np.take_along_axis(ratios, generator.integers(runs, size=(n, runs)), 1).mean(1))
+    tail = (1 - level) / 2
+    stretch = stats.t.ppf(1 - tail, runs - 1) / stats.norm.ppf(1 - tail) * math.sqrt(runs / (runs - 1))
+    mean = sums.sum() / sizes.sum() / runs
+    return mean + stretch * (np.quantile(np.concatenate(means), [tail, 1 - tail]) - mean)
+
+
+def random_batches(means, batch_units, resamples, seed, level=0.95):
+    """Return a percentile interval (2,) of the mean of `batch_units` units drawn at random from means (units,)."""
+    generator = rng.generator(rng.RESAMPLE, seed, 3)
+    batch_means = [means[generator.integers(len(means), size=(n, batch_units))].mean(1)
+                   for n in _chunk_sizes(resamples, batch_units)]
+    return np.quantile(np.concatenate(batch_means), [(1 - level) / 2, (1 + level) / 2])
+
+
+def paired_t(differences, level=0.95, power=0.8):
+    """Student's t test of the mean of paired differences (n,).
+
+    Returns:
+        A dict with 'mean', 'interval', 'p' (two-sided), 'detectable' (the minimum detectable difference: the true
+        mean that n pairs with the same noise detect at p < 1 - level with this power) and 'upper99' (one-sided 99 %
+        upper bound on the mean). All but 'mean' are None for one pair or for equal differences.
+    """
+    from scipy import optimize, stats
+    d = np.asarray(differences, np.float64)
+    n, mean = len(d), float(d.mean())
+    standard_error = float(d.std(ddof=1)) / math.sqrt(n) if n > 1 else 0.0
+    if not standard_error:
+        return {'mean': mean, 'interval': None, 'p': None, 'detectable': None, 'upper99': None}
+    critical = stats.t.ppf((1 + level) / 2, n - 1)
+
+    # the noncentral t distribution, as a mean over quantiles of the sample standard deviation (scipy's own gives NaN
+    # at n = 2)
+    spread = np.sqrt(stats.chi2.ppf((np.arange(4000) + 0.5) / 4000, n - 1) / (n - 1))
+
+    def excess_power(delta):
+        return (stats.norm.cdf(delta - critical * spread) + stats.norm.cdf(-delta - critical * spread)).mean() - power
+    return {'mean': mean, 'interval': [mean - critical * standard_error, mean + critical * standard_error],
+            'upper99': mean + float(stats.t.ppf(0.99, n - 1)) * standard_error,
+            'p': float(2 * stats.t.sf(abs(mean) / standard_error, n - 1)),
+            'detectable': float(optimize.brentq(excess_power, 0, 10 * critical)) * standard_error}
+
+
+def _resample_counts(generator, n, units):
+    """Draw n resamples of the units with replacement; return how often each contains each unit, (n, units)."""
+    drawn = generator.integers(units, size=(n, units)) + units * np.arange(n)[:, None]
+    return np.bincount(drawn.ravel(), minlength=n * units).reshape(n, units)
+
+
+def _chunk_sizes(resamples, units):
+    """Split the resamples into chunks of at most MAX_RANDOM random numbers."""
+    rows = max(1, MAX_RANDOM // units)
+    return [min(rows, resamples - i) for i in range(0, resamples, rows)]
+
+
+def perplexity(nats):
+    """exp(nats per token), bounded so that it does not overflow a float."""
+    return math.exp(min(nats, 700))

@@ -1,0 +1,271 @@
+"""Report of a compare.py study: differences over seeds, a table and figures.
+
+The functions share these arguments:
+
+    scores: {arm: {seed: (result, arrays)}}, the JSON and the arrays of evaluate.py for each run. The first arm is the
+        baseline.
+    logs: {arm: {seed: [entry of metrics.jsonl, ...]}}
+    readout: the declared readout, one of READOUTS
+"""
+import time
+
+import numpy as np
+
+from nanoloss import launcher, statistics
+
+READOUTS = ('softmax', 'link', 'calibrated')  # those of nanoloss.scoring, which imports torch
+MEASURES = {'nats': 'nats per token', 'top1': 'top-1 accuracy', 'brier': 'Brier score', 'ece_mass': 'ECE'}
+CALIBRATED_MEASURES = {f'{measure}_calibrated': f'{MEASURES[measure]}, baseline calibrated'
+                       for measure in ('nats', 'brier', 'ece_mass')}
+
+
+def paired_differences(scores, readout, bootstrap):
+    """Compare each arm with the baseline over the seeds that both have.
+
+    Args:
+        bootstrap: number of resamples for 'crossed'.
+
+    Returns:
+        {arm: {'seeds': number of pairs, measure: statistics.paired_t of the differences}}. Measures of
+        CALIBRATED_MEASURES are differences to the baseline's calibrated readout. Further entries of a measure:
+        'crossed', the confidence interval over seeds and stories (nats, top1, brier, from two pairs on), and 'flip',
+        the p-value of a sign-flip test (from eight pairs on).
+    """
+    base, *others = scores
+    differences = {}
+    for arm in others:
+        common = [seed for seed in scores[arm] if seed in scores[base]]
+        differences[arm] = {'seeds': len(common)}
+        if not common:
+            continue
+        for measure in [*MEASURES, *CALIBRATED_MEASURES]:
+            base_readout = 'calibrated' if measure in CALIBRATED_MEASURES else readout
+            key = measure.removesuffix('_calibrated')
+            d = np.array([scores[arm][seed][0]['readouts'][readout][key] -
+                          scores[base][seed][0]['readouts'][base_readout][key] for seed in common])
+            found = differences[arm][measure] = statistics.paired_t(d)
+            if len(d) >= 8:
+                found['flip'] = float(statistics.sign_flip(d[:, None], 99_999, 1)[0])
+            if len(d) > 1 and measure in ('nats', 'top1', 'brier'):
+                i = READOUTS.index(readout)
+                sums = np.stack([scores[arm][seed][1][measure][i] - scores[base][seed][1][measure][i]
+                                 for seed in common])  # (seeds, stories)
+                sizes = scores[base][common[0]][1]['tokens']
+                found['crossed'] = statistics.crossed_bootstrap(sums, sizes, bootstrap, 1).tolist()
+    return differences
+
+
+# -----------------------------------------------------------------------------
+# text
+
+def describe_study(plan, scores, data, budget, jobs, split):
+    """Return the data, the budget and the environment of a study in words.
+
+    Args:
+        plan: contents of plan.json.
+        data: the training data, in words.
+        budget, jobs, split: settings of compare.py.
+    """
+    tokens = {arm: settings['max_iters'] * launcher.tokens_per_iter(settings)
+              for arm, settings in plan['settings'].items()}
+    if len(set(tokens.values())) > 1:
+        per_run = ', '.join(f'{arm} {count:,}' for arm, count in tokens.items())
+    else:
+        per_run = f'{next(iter(tokens.values())):,}'
+    if budget:
+        per_run += f' ({budget})'
+    results = [result for runs in scores.values() for result, _ in runs.values()]
+    formats = {'processor': '{}', 'device': '{}', 'dtype': '{}', 'threads': '{} threads', 'torch': 'torch {}'}
+    environments = {', '.join(form.format(result['environment'][key]) for key, form in formats.items()
+                              if key in result['environment'])
+                    for result in results if result.get('environment')}
+    note = ', NOT all the same' if len(environments) > 1 else ''
+    return f'Data: {data}. Tokens per run: {per_run}. Runs in parallel: {jobs}. Date: {time.strftime("%Y-%m-%d")}. ' \
+           f'Evaluated: {results[0]["stories"]:,} stories, {results[0]["tokens"]:,} tokens of {split}.bin. ' \
+           f'Environment{note}: {"; ".join(sorted(environments)) or "not recorded"}.'
+
+
+def format_table(title, about, plan, scores, logs, diverged, differences):
+    """Return table.md as text.
+
+    Args:
+        about: result of describe_study.
+        plan: contents of plan.json.
+        diverged: {arm: number of diverged runs}
+        differences: result of paired_differences.
+    """
+    readout, seeds = plan['declared']['readout'], len(plan['seeds'])
+    others = [(name, measure) for name in READOUTS if name != readout for measure in ('nats', 'brier')]
+    columns = [(readout, measure) for measure in MEASURES] + others
+    headings = ['', 'seeds', *(f'{name}: {MEASURES[measure]}' for name, measure in columns), 'seconds']
+    lines = [f'# {title}', '', about, '',
+             f'Declared in advance: the readout is {readout}, the unit is the seed, losses are paired by seed, and the '
+             'last checkpoint of each run is evaluated. Means over seeds (standard deviation).', '', *header(headings)]
+    for arm, runs in scores.items():
+        count = str(len(runs)) if len(runs) == seeds else f'{len(runs)} of {seeds}'
+        if diverged[arm]:
+            count += f', {diverged[arm]} diverged'
+        cells = [arm, count]
+        for name, measure in columns:
+            cells.append(mean_and_deviation([result['readouts'][name][measure] for result, _ in runs.values()]))
+        seconds = [max(entry['seconds'] for entry in logs[arm][seed]) for seed in runs]
+        lines.append(row([*cells, f'{np.mean(seconds):.0f}' if seconds else '']))
+    for arm, found in differences.items():
+        lines += ['', *difference_section(f'{arm} minus {next(iter(scores))}', found, plan['declared']['margin'])]
+    lines += ['', '## Settings', '']
+    defaults, _, _ = launcher.train_settings()
+    for arm in scores:
+        changed = [f'{key}={value}' for key, value in plan['settings'][arm].items() if value != defaults[key]]
+        lines.append(f'- {arm}: {", ".join(changed) or "the defaults"}')
+    return '\n'.join(lines) + '\n'
+
+
+def difference_section(title, found, margin):
+    lines = [f'## {title}, {found["seeds"]} seeds', '',
+             *header(['', 'difference', '95 % over seeds (t)', 'p (t)', '95 % over seeds and stories',
+                      'minimum detectable difference (80 % power)'])]
+    for measure, name in {**MEASURES, **CALIBRATED_MEASURES}.items():
+        if measure not in found:
+            continue
+        d = found[measure]
+        p = '' if d['p'] is None else f'{d["p"]:.4f}' if d['p'] >= 1e-4 else '< 0.0001'
+        if 'flip' in d:
+            p += f' (sign flips {d["flip"]:.4f})'
+        lines.append(row([name, f'{d["mean"]:+.4f}', format_interval(d['interval']), p,
+                          format_interval(d.get('crossed')),
+                          '' if d['detectable'] is None else f'{d["detectable"]:.4f}']))
+    upper = found['nats']['upper99'] if 'nats' in found else None
+    if upper is not None:
+        verdict = 'below' if upper < margin else 'not below'
+        lines += ['', f'99 % upper bound on the difference in nats per token: {upper:+.4f}, {verdict} the margin of '
+                      f'{margin:g}.']
+    return lines
+
+
+def format_stories(stories, seed):
+    """Return stories.md as text. stories: {arm: [story, ...]}, of runs with this seed."""
+    text = f'# Stories of seed {seed}, not selected: link readout, the same prompt and random numbers for all\n'
+    for number, versions in enumerate(zip(*stories.values(), strict=True), 1):
+        text += f'\n## {number}\n'
+        for arm, story in zip(stories, versions, strict=True):
+            text += f'\n**{arm}**\n\n```\n{story}\n```\n'
+    return text
+
+
+def row(cells):
+    return '| ' + ' | '.join(cells) + ' |'
+
+
+def header(cells):
+    return [row(cells), '|' + '---|' * len(cells)]
+
+
+def mean_and_deviation(values):
+    if not values:
+        return ''
+    deviation = f' ({np.std(values, ddof=1):.4f})' if len(values) > 1 else ''
+    return f'{np.mean(values):.4f}{deviation}'
+
+
+def format_interval(interval):
+    return '' if interval is None else f'[{interval[0]:+.4f}, {interval[1]:+.4f}]'
+
+
+# -----------------------------------------------------------------------------
+# the figures
+
+def draw_figures(folder, suffix, scores, logs, differences, readout):
+    """Write the figures of a study to folder.
+
+    differences.png: differences to the baseline, one dot per seed. curves.png: validation nats during training.
+    calibration.png: reliability diagrams. frequency.png: nats by the token's frequency. `suffix` is appended to the
+    names.
+    """
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    scored = {arm: runs for arm, runs in scores.items() if runs}
+    figures = {'curves': draw_curves(plt, scored, logs), 'calibration': draw_calibration(plt, scored),
+               'frequency': draw_frequency(plt, scored, readout)}
+    if differences:
+        figures['differences'] = draw_differences(plt, scores, differences, readout)
+    for name, figure in figures.items():
+        figure.savefig(folder / f'{name}{suffix}.png', dpi=110)
+    plt.close('all')
+
+
+def draw_differences(plt, scores, differences, readout):
+    base = next(iter(scores))
+    figure, axes = plt.subplots(1, 2, figsize=(11, 1.4 + 0.32 * len(differences)), sharey=True, layout='constrained')
+    for axis, measure in zip(axes, ('nats', 'top1'), strict=True):
+        axis.axvline(0, color='0.6', linewidth=1)
+        for y, arm in enumerate(differences):
+            d = [scores[arm][seed][0]['readouts'][readout][measure] -
+                 scores[base][seed][0]['readouts'][readout][measure] for seed in scores[arm] if seed in scores[base]]
+            axis.plot(d, [y] * len(d), 'o', color='C0', markersize=4, alpha=0.5)
+            interval = differences[arm][measure]['interval'] if d else None
+            if interval:
+                axis.errorbar(np.mean(d), y, xerr=np.ptp(interval) / 2, fmt='|', color='black', capsize=3, linewidth=1)
+        axis.locator_params(axis='x', nbins=6)
+        axis.set(xlabel=f'{MEASURES[measure]} ({readout})')
+    axes[0].set_yticks(range(len(differences)), [arm.replace(':', '\n', 1) for arm in differences], fontsize=8)
+    axes[0].invert_yaxis()
+    figure.suptitle(f'minus {base}; dots: seeds; bars: 95 % over seeds (t)', fontsize=9)
+    return figure
+
+
+def draw_curves(plt, scores, logs):
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout='constrained')
+    limits = []
+    for i, arm in enumerate(scores):
+        evaluations = [[entry for entry in logs[arm][seed] if 'val_nats' in entry][1:]  # not of the untrained model
+                       for seed in scores[arm]]
+        common = set.intersection(*({entry['iter'] for entry in entries} for entries in evaluations))
+        evaluations = [[entry for entry in entries if entry['iter'] in common] for entries in evaluations]
+        nats = np.array([[entry['val_nats'] for entry in entries] for entries in evaluations])  # (seeds, evaluations)
+        limits += [nats.min(), np.median(nats[:, 0])]
+        for axis, key in zip(axes, ('tokens', 'seconds'), strict=True):
+            x = np.mean([[entry[key] for entry in entries] for entries in evaluations], axis=0)
+            axis.plot(x, nats.mean(0), color=f'C{i}', marker='o', markersize=3, label=f'{arm} ({len(nats)} seeds)')
+            axis.fill_between(x, nats.min(0), nats.max(0), color=f'C{i}', alpha=0.2, linewidth=0)
+    for axis, key in zip(axes, ('tokens', 'seconds'), strict=True):
+        axis.set(xlabel=f'{key} of training')
+        axis.set_xlim(left=0)
+    axes[0].set_ylim(min(limits) - 0.05, max(limits) + 0.05)  # a single high start does not compress the curves
+    axes[0].set(ylabel='nats per token, fixed windows\nof val.bin, link readout')
+    legend_below(figure, axes[0], title='mean; band: minimum to maximum')
+    return figure
+
+
+def draw_calibration(plt, scores):
+    figure, axes = plt.subplots(1, len(scores), figsize=(4.2 * len(scores), 4.2), squeeze=False, layout='constrained')
+    for axis, (arm, runs) in zip(axes[0], scores.items(), strict=True):
+        axis.plot([0, 1], [0, 1], color='0.7', linewidth=1)
+        for i, readout in enumerate(READOUTS):
+            for n, (result, arrays) in enumerate(runs.values()):
+                count, confidence, correct = arrays['calibration'][i].T
+                label = f'{readout}, ECE {result["readouts"][readout]["ece_mass"]:.3f}' if n == 0 else None
+                axis.plot(confidence[count > 0], correct[count > 0], color=f'C{i}', linewidth=1, label=label)
+        axis.set(xlabel='confidence', ylabel='accuracy', xlim=(0, 1), ylim=(0, 1), aspect='equal')
+        axis.set_title(arm.replace(':', '\n'), fontsize=9)
+        axis.legend(fontsize=8)
+    return figure
+
+
+def draw_frequency(plt, scores, readout):
+    figure, axis = plt.subplots(figsize=(6.5, 4.2), layout='constrained')
+    for i, (arm, runs) in enumerate(scores.items()):
+        for n, (_, arrays) in enumerate(runs.values()):
+            occurrences, tokens, *nats = arrays['frequency'].T
+            scored = tokens > 0
+            axis.plot(occurrences[scored], nats[READOUTS.index(readout)][scored] / tokens[scored], color=f'C{i}',
+                      marker='o', markersize=3, linewidth=1, label=arm if n == 0 else None)
+    axis.set(xscale='log', xlabel='occurrences of the token in train.bin (bins double)',
+             ylabel=f'nats per token, {readout}')
+    legend_below(figure, axis)
+    return figure
+
+
+def legend_below(figure, axis, **kwargs):
+    """Put the legend of an axis below the figure, because names of arms are long."""
+    figure.legend(*axis.get_legend_handles_labels(), fontsize=8, loc='outside lower center', **kwargs)

@@ -1,0 +1,364 @@
+"""Which tokens an iteration reads, and which damaged data sets are refused."""
+import json
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nanoloss import dataloader
+from nanoloss.tokenizer import Tokenizer, train_bpe
+
+# -----------------------------------------------------------------------------
+# windows
+
+
+@pytest.mark.parametrize('n_tokens,block_size', [(1000, 16), (103, 10), (17, 16), (40, 16), (33, 16)])
+def test_epoch_reads_each_window_once(n_tokens, block_size):
+    """The windows of an epoch lie in the bin, never overlap, and leave out less than two blocks."""
+    n = max(1, (n_tokens - block_size) // block_size)
+    for epoch in range(4):
+        starts = np.sort(dataloader.train_windows(n_tokens, block_size, 7, epoch * n, n))
+        assert starts[0] >= 0 and starts[-1] + block_size + 1 <= n_tokens
+        assert (np.diff(starts) == block_size).all()
+        assert n_tokens - n * block_size < 2 * block_size
+
+
+def test_epochs_and_seeds_differ():
+    """Another epoch or seed has another order and, in most cases, another offset."""
+    def epoch(seed, e):
+        return dataloader.train_windows(10_000, 50, seed, e * 199, 199)
+    assert not np.array_equal(epoch(1, 0), epoch(1, 1))
+    assert not np.array_equal(epoch(1, 0), epoch(2, 0))
+    assert len({int(epoch(1, e)[0] % 50) for e in range(20)}) > 5
+
+
+def test_batches_are_a_pure_function():
+    """The windows do not depend on how training is split into batches, nor on what was read before."""
+    whole = dataloader.train_windows(1000, 16, 3, 0, 300)  # about five epochs
+    pieces = np.concatenate([dataloader.train_windows(1000, 16, 3, i, 7) for i in range(0, 294, 7)])
+    assert np.array_equal(whole[:294], pieces)
+    assert np.array_equal(whole[130:140], dataloader.train_windows(1000, 16, 3, 130, 10))
+
+
+def test_val_windows():
+    """Validation windows are evenly spaced, do not overlap, and are all windows if that many are requested."""
+    starts = dataloader.val_windows(1001, 10, 25)
+    assert len(starts) == 25 and starts[0] == 0 and (np.diff(starts) == 40).all()
+    assert np.array_equal(dataloader.val_windows(1001, 10, 10**9), np.arange(100) * 10)
+    assert np.array_equal(dataloader.val_windows(11, 10, 5), [0])
+
+
+def test_targets_are_the_next_tokens():
+    """Each target is the token after its input, as an array and as a tensor."""
+    tokens, starts = np.arange(100, dtype=np.uint16), np.array([3, 50])
+    x, y = dataloader.read_windows(tokens, starts, 10)
+    assert x.dtype == np.int64 and np.array_equal(y, x + 1) and np.array_equal(x[:, 0], starts)
+    loaded = dataloader.load_windows(tokens, starts, 10, 'cpu')
+    assert all(torch.equal(tensor, torch.tensor(array)) for tensor, array in zip(loaded, (x, y), strict=True))
+
+
+@pytest.mark.parametrize('tokens', [[1, 2, 9, 3, 9], [9, 9], [1, 2], [9, 1]])
+def test_story_bounds(tokens):
+    """The stories together are the tokens; each but a truncated last one ends with its only end-of-text id."""
+    bounds = dataloader.story_bounds(np.array(tokens), 9)
+    stories = [tokens[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    assert sum(stories, []) == tokens
+    assert all(9 not in story[:-1] and story for story in stories) and all(story[-1] == 9 for story in stories[:-1])
+
+
+@pytest.mark.parametrize('stride', [1, 3, 8])
+def test_every_token_is_scored_once(stride):
+    """Windows of stories and blocks score each token once; in a story with block_size - stride tokens of context."""
+    bounds = np.array([0, 1, 9, 30, 32])
+    windows = dataloader.story_windows(bounds, 8, stride)
+    scored = [range(start + length - n, start + length) for start, length, n in windows]
+    assert [i for tokens in scored for i in tokens] == list(range(32))
+    for (start, length, _), tokens in zip(windows, scored, strict=True):
+        story = bounds[bounds <= start].max()
+        assert length <= 8 and start + length <= bounds[bounds > start].min()
+        assert start == story or tokens[0] - start >= 8 - stride
+    blocks = dataloader.block_windows(30, 8)
+    assert [i for start, length, _ in blocks for i in range(start, start + length)] == list(range(1, 30))
+
+
+# -----------------------------------------------------------------------------
+# files
+
+BPE = train_bpe(['the cat sat on the mat, the end. éé 🎉🎉'] * 30, 300)
+
+
+def write_dataset(folder, tokenizer):
+    """Write train.bin, val.bin, meta.json and, for bpe, tokenizer.json. Returns {name: bytes} of the files."""
+    tokens = tokenizer.encode_stories(['the cat sat', 'on the mat'] * 9)
+    splits = {name: {'tokens': len(tokens), 'bytes': 180, 'stories': 18} for name in ('train', 'val')}
+    meta = {'source': 'a test', 'tokenizer': tokenizer.kind, 'dtype': tokenizer.dtype.name,
+            'vocab_size': tokenizer.vocab_size, 'eot': tokenizer.eot, 'splits': splits}
+    files = {'train.bin': tokens.tobytes(), 'val.bin': tokens.tobytes(), 'meta.json': json.dumps(meta).encode()}
+    if tokenizer.kind == 'bpe':
+        files['tokenizer.json'] = json.dumps(tokenizer.to_dict()).encode()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return files
+
+
+@pytest.mark.parametrize('tokenizer', [Tokenizer('byte'), BPE], ids=['byte', 'bpe'])
+def test_open_dataset(tmp_path, tokenizer):
+    """A prepared folder gives its tokens, its tokenizer and what a checkpoint stores of it."""
+    files = write_dataset(tmp_path, tokenizer)
+    data = dataloader.open_dataset(str(tmp_path), 8)
+    assert data.folder == tmp_path and data.tokenizer.to_dict() == tokenizer.to_dict()
+    assert data.train.tobytes() == files['train.bin'] and data.val.dtype == tokenizer.dtype
+    assert data.info['source'] == 'a test' and data.info['tokens'] == {'train': len(data.train), 'val': len(data.val)}
+
+
+def test_keys_of_older_meta_files_are_ignored(tmp_path):
+    """meta.json may have keys that are not known."""
+    files = write_dataset(tmp_path, BPE)
+    (tmp_path / 'meta.json').write_text(json.dumps(json.loads(files['meta.json']) | {'synthetic': 'no'}))
+    assert dataloader.open_dataset(str(tmp_path), 8).tokenizer.kind == 'bpe'
+
+
+def write_bins(folder, tokens):
+    for split in ('train', 'val'):
+        np.array(tokens, '<u2').tofile(folder / f'{split}.bin')
+
+
+def test_bins_without_meta(tmp_path):
+    """Bins without meta.json hold uint16 ids of GPT-2, or with --vocab_size ids of an unknown tokenizer."""
+    write_bins(tmp_path, [5, 50256, 0])
+    assert dataloader.find_dataset(str(tmp_path)) == tmp_path and dataloader.read_meta(tmp_path) is None
+    data = dataloader.open_dataset(str(tmp_path), 1)
+    assert data.train.tolist() == [5, 50256, 0] and data.tokenizer.kind == 'gpt2'
+    data = dataloader.open_dataset(str(tmp_path), 1, vocab_size=60000)
+    assert (data.tokenizer.kind, data.tokenizer.vocab_size) == ('ids', 60000)
+    write_bins(tmp_path, [5, 50257])
+    with pytest.raises(ValueError, match='train.bin'):
+        dataloader.open_bin(tmp_path, 'train', None)
+
+
+class Bomb:
+    """Unpickling it creates the folder `bomb`."""
+    def __reduce__(self):
+        return os.mkdir, ('bomb',)
+
+
+def test_pickles_are_not_loaded(tmp_path, monkeypatch):
+    """nanoGPT's meta.pkl runs no code; --vocab_size replaces it."""
+    monkeypatch.chdir(tmp_path)
+    write_bins(tmp_path, [1, 2, 3])
+    (tmp_path / 'meta.pkl').write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(ValueError, match='meta.pkl.*--vocab_size'):
+        dataloader.open_dataset(str(tmp_path), 1)
+    assert dataloader.open_dataset(str(tmp_path), 1, vocab_size=4).tokenizer.vocab_size == 4
+    assert not (tmp_path / 'bomb').exists()
+
+
+def test_missing_files(tmp_path):
+    """A missing data set is one FileNotFoundError with its name and, if there is one, the script that makes it."""
+    with pytest.raises(FileNotFoundError, match='data/tinystories/prepare.py --tokenizer=nosuch'):
+        dataloader.find_dataset('tinystories/nosuch')
+    with pytest.raises(FileNotFoundError, match='data/synthetic/prepare.py --tokenizer=nosuch'):
+        dataloader.find_dataset('synthetic/nosuch')
+    for name in ('', 'nowhere', str(tmp_path), str(tmp_path / 'nowhere')):
+        with pytest.raises(FileNotFoundError, match=f'--dataset={name}: '):
+            dataloader.find_dataset(name)
+    write_bins(tmp_path, range(16))
+    (tmp_path / 'train.bin').unlink()
+    (tmp_path / 'train.bin').mkdir()
+    with pytest.raises(FileNotFoundError, match='--dataset'):
+        dataloader.find_dataset(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match='test.bin'):
+        dataloader.open_bin(tmp_path, 'test', None)
+
+
+def test_block_size(tmp_path):
+    """A bin must be longer than a block."""
+    write_bins(tmp_path, range(16))
+    assert len(dataloader.open_bin(tmp_path, 'train', None, 15)) == 16
+    with pytest.raises(ValueError, match='train.bin.*--block_size'):
+        dataloader.open_bin(tmp_path, 'train', None, 16)
+
+
+def test_first_tokens(tmp_path):
+    """max_tokens=n gives the first n tokens, with another fingerprint; more than there are is refused."""
+    tokens = np.arange(300, dtype='<u2')
+    tokens.tofile(tmp_path / 'train.bin')
+    head = dataloader.open_bin(tmp_path, 'train', None, 10, max_tokens=100)
+    assert np.array_equal(head, tokens[:100]) and dataloader.fingerprint(head) != dataloader.fingerprint(tokens)
+    for n in (10, 301):
+        with pytest.raises(ValueError, match='train.bin'):
+            dataloader.open_bin(tmp_path, 'train', None, 10, max_tokens=n)
+
+
+@pytest.mark.parametrize('change', ['delete', 'truncate', 'overwrite', 'replace'])
+def test_check_unchanged(tmp_path, change):
+    """A bin that is deleted, truncated, overwritten or replaced after it was opened is an OSError with its name."""
+    path = tmp_path / 'train.bin'
+    np.arange(300, dtype='<u2').tofile(path)
+    tokens = [dataloader.open_bin(tmp_path, 'train', None, 10, max_tokens=n) for n in (0, 100)]
+    for array in (*tokens, np.arange(3)):
+        dataloader.check_unchanged(array)
+    os.utime(path, (0, 0))
+    if change == 'delete':
+        path.unlink()
+    elif change == 'truncate':
+        os.truncate(path, 10)
+    elif change == 'overwrite':
+        path.write_bytes(path.read_bytes()[::-1])
+    else:
+        (tmp_path / 'new').write_bytes(path.read_bytes())
+        os.replace(tmp_path / 'new', path)
+    for array in tokens:
+        with pytest.raises(OSError, match='train.bin'):
+            dataloader.check_unchanged(array)
+
+
+def meta(**changes):
+    """Damage: replace these values of meta.json."""
+    return lambda folder: edit(folder / 'meta.json', lambda content: content.update(changes))
+
+
+def split(**changes):
+    """Damage: replace these values of the train split in meta.json."""
+    return lambda folder: edit(folder / 'meta.json', lambda content: content['splits']['train'].update(changes))
+
+
+def ranks(change):
+    """Damage: change the list of ranks in tokenizer.json."""
+    return lambda folder: edit(folder / 'tokenizer.json', lambda content: change(content['ranks']))
+
+
+def edit(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def write(name, content):
+    """Damage: these bytes as the content of a file."""
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def move_to_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGE = {
+    'train.bin': {
+        'empty': write('train.bin', b''), 'shorter than a block': write('train.bin', b'a' * 8),
+        'half a token': write('train.bin', b'a' * 99), 'truncated': write('train.bin', b'a' * 40),
+        'ids out of the vocabulary': lambda folder: (folder / 'train.bin').write_bytes(
+            b'\xff' * (folder / 'train.bin').stat().st_size),
+        'not in meta.json': split(tokens=10**12), 'negative tokens': split(tokens=-1),
+        'negative vocabulary': meta(vocab_size=-1),
+    },
+    'val.bin': {
+        'missing': lambda folder: (folder / 'val.bin').unlink(),
+        'longer than in meta.json': write('val.bin', b'a' * 10**4),
+        'a folder': lambda folder: move_to_folder(folder / 'val.bin'),
+    },
+    'meta.json': {
+        'empty': write('meta.json', b''), 'truncated': write('meta.json', b'{"source": "file:a.txt", "tok'),
+        'a list': write('meta.json', b'[]'), 'null': write('meta.json', b'null'),
+        'nested deeply': write('meta.json', b'{"splits": ' * 10**5), 'huge': write('meta.json', b' ' * 2**21),
+        'a folder': lambda folder: move_to_folder(folder / 'meta.json'),
+        'not UTF-8': write('meta.json', b'\xff\xfe{}'),
+        'an int of 5,000 digits': write('meta.json', b'{"vocab_size": ' + b'9' * 5000 + b'}'),
+        'no splits': lambda folder: edit(folder / 'meta.json', lambda content: content.pop('splits')),
+        'splits empty': meta(splits={}), 'splits a list': meta(splits=[]),
+        'splits of numbers': meta(splits={'train': 3}),
+        'tokens a float': split(tokens=1.5), 'vocabulary of 10^12': meta(vocab_size=10**12),
+        'vocabulary true': meta(vocab_size=True),
+        'vocabulary NaN': meta(vocab_size=float('nan')), "not the tokenizer's vocabulary": meta(vocab_size=299),
+        'dtype float32': meta(dtype='float32'), 'dtype an object': meta(dtype={}), 'dtype uint8': meta(dtype='uint8'),
+        'source a number': meta(source=5), 'a path as tokenizer': meta(tokenizer='../../evil'),
+        'tokenizer unknown': meta(tokenizer='words'), 'tokenizer a list': meta(tokenizer=['bpe']),
+    },
+    'tokenizer.json': {
+        'missing': lambda folder: (folder / 'tokenizer.json').unlink(), 'not JSON': write('tokenizer.json', b'hello'),
+        'a list': write('tokenizer.json', b'[]'), 'nested deeply': write('tokenizer.json', b'[' * 10**5),
+        'huge': write('tokenizer.json', b' ' * (2**24 + 1)),
+        'another kind': lambda folder: edit(folder / 'tokenizer.json', lambda content: content.update(kind='gpt2')),
+        'vocabulary of 10^12': lambda folder: edit(folder / 'tokenizer.json',
+                                                   lambda content: content.update(vocab_size=10**12)),
+        'ranks a number': lambda folder: edit(folder / 'tokenizer.json', lambda content: content.update(ranks=7)),
+        'ranks twice': ranks(lambda r: r.append('a')), 'a byte missing': ranks(lambda r: r.remove('a')),
+        'a rank empty': ranks(lambda r: r.append('')),
+        'a rank of other characters': ranks(lambda r: r.append('\u0100')),
+        'ranks of numbers': ranks(lambda r: r.append(5)), 'another rank': ranks(lambda r: r.append('xyz')),
+    },
+}
+
+
+@pytest.mark.parametrize('name,damage', [pytest.param(name, damage, id=f'{name} {case}')
+                                         for name, cases in DAMAGE.items() for case, damage in cases.items()])
+def test_damage(tmp_path, name, damage):
+    """A damaged file is one OSError or ValueError of one line that names it."""
+    write_dataset(tmp_path, BPE)
+    damage(tmp_path)
+    with pytest.raises((OSError, ValueError)) as e:
+        dataloader.open_dataset(str(tmp_path), 8)
+    assert name in str(e.value) and len(str(e.value).splitlines()) == 1
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers(-2, 2**70) | st.floats() | st.text(max_size=5),
+                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+                    max_leaves=5)
+
+
+def mutate(data, value):
+    """A copy of a JSON value in which one part is replaced or deleted."""
+    mutated = json.loads(json.dumps(value))
+    part = mutated
+    while isinstance(part, (dict, list)) and part:
+        key = data.draw(st.sampled_from([*part] if isinstance(part, dict) else [*range(min(len(part), 300))]))
+        if not isinstance(part[key], (dict, list)) or not part[key] or data.draw(st.integers(0, 3)) == 0:
+            if data.draw(st.booleans()):
+                del part[key]
+            else:
+                part[key] = data.draw(JSON)
+            break
+        part = part[key]
+    return mutated
+
+
+def flip_bytes(data, content):
+    """The bytes with one to three of them changed, perhaps truncated."""
+    flipped = bytearray(content)
+    for _ in range(data.draw(st.integers(1, 3))):
+        flipped[data.draw(st.integers(0, len(flipped) - 1))] ^= data.draw(st.integers(1, 255))
+    truncate = data.draw(st.integers(0, 4)) == 0
+    return bytes(flipped[:data.draw(st.integers(0, len(flipped)))] if truncate else flipped)
+
+
+@pytest.mark.parametrize('tokenizer', [Tokenizer('byte'), BPE], ids=['byte', 'bpe'])
+def test_random_damage(tmp_path, tokenizer):
+    """A data set with a randomly damaged file has tokens within its vocabulary, or is one OSError or ValueError."""
+    files = write_dataset(tmp_path, tokenizer)
+
+    @settings(max_examples=250, deadline=None, derandomize=True, database=None,
+              suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+    @given(st.data())
+    def check(data):
+        for name, content in files.items():
+            (tmp_path / name).write_bytes(content)
+        name = data.draw(st.sampled_from([*files]))
+        if name.endswith('.json') and data.draw(st.booleans()):
+            (tmp_path / name).write_text(json.dumps(mutate(data, json.loads(files[name]))))
+        else:
+            (tmp_path / name).write_bytes(flip_bytes(data, files[name]))
+        try:
+            opened = dataloader.open_dataset(str(tmp_path), 8)
+        except (OSError, ValueError) as e:
+            assert len(str(e).splitlines()) == 1
+        else:
+            assert opened.tokenizer.dtype == opened.train.dtype
+            for tokens in (opened.train, opened.val):
+                assert len(tokens) > 8 and tokens.max() < opened.tokenizer.vocab_size
+                opened.tokenizer.decode(tokens)
+    check()

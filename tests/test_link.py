@@ -1,0 +1,154 @@
+"""The link against a numerical minimizer in float64, and the readouts against their formulas."""
+import pytest
+import torch
+import torch.nn.functional as F
+
+import losses
+from nanoloss import link
+
+CASES = [
+    ('cross_entropy', {}),
+    ('cross_entropy', dict(label_smoothing=0.2)),
+    ('cross_entropy', dict(z_loss=0.3)),
+    ('mse', {}),
+    ('mse', dict(mse_true_weight=3.0, mse_target=2.0)),
+    ('squentropy', {}),
+    ('squentropy', dict(squentropy_weight=0.7, squentropy_target=0.3)),
+    ('squentropy', dict(squentropy_weight=0.7, squentropy_centred=True)),
+    ('cross_entropy_plus_square', dict(squentropy_weight=0.7)),
+    ('cross_entropy_plus_mse', {}),
+]
+ALL_LOSSES = pytest.mark.parametrize('name,constants', CASES, ids=lambda x: x if isinstance(x, str) else ','.join(x))
+
+
+def minimize(loss, p):
+    """arg min over f of E_{y~p} L(f, y), by Newton's method in float64 from f = 0."""
+    def expected(f):
+        log_p, log_Z, f = F.log_softmax(f, 0), f.logsumexp(0), f - f.mean() if loss.centred else f
+        true_class = loss.b2 * f * f + loss.b1 * f - loss.c * log_p
+        return (loss.a2 * f * f + loss.a1 * f).sum() + (p * true_class).sum() + loss.z * log_Z ** 2
+    f = torch.zeros(len(p), dtype=torch.float64)
+    for _ in range(100):
+        gradient = torch.autograd.functional.jacobian(expected, f)
+        if gradient.norm() < 1e-10:
+            break
+        hessian = torch.autograd.functional.hessian(expected, f)
+        step = torch.linalg.lstsq(hessian, gradient, driver='gelsd').solution  # least squares: it can be singular
+        size = 1.0
+        while size > 1e-9 and expected(f - size * step) > expected(f) + 1e-15:
+            size /= 2
+        f = f - size * step
+    return f
+
+
+@ALL_LOSSES
+def test_link_recovers_the_distribution(name, constants):
+    """At the minimum of the expected loss, the link of the logits is the distribution of the targets."""
+    loss = losses.make_loss(name, 12, **constants)
+    for spread in (0.3, 1.0, 2.0):
+        p = F.softmax(spread * torch.randn(12, dtype=torch.float64), 0)
+        torch.testing.assert_close(link.link(loss, minimize(loss, p)[None])[0], p, rtol=0, atol=1e-6)
+
+
+@ALL_LOSSES
+def test_link_is_a_distribution_in_the_order_of_the_logits(name, constants):
+    """Away from the minimum, the link is still nonnegative, sums to 1 and is monotone in the logits."""
+    loss = losses.make_loss(name, 50, **constants)
+    for scale in (0.1, 3.0, 30.0, 300.0):
+        f = scale * torch.randn(200, 50)
+        p = link.link(loss, f)
+        assert (p >= 0).all() and torch.isfinite(p).all()
+        torch.testing.assert_close(p.sum(-1), torch.ones(200), rtol=0, atol=1e-5)
+        assert (p.gather(1, f.argsort(dim=1)).diff(dim=1) >= 0).all()
+
+
+def test_completion_is_the_projection_onto_the_simplex():
+    """project_to_simplex equals the projection by sorting in float64, also for constant and one-hot rows."""
+    rows = torch.cat([torch.randn(60, 5000) * torch.logspace(-4, 1, 60)[:, None], torch.ones(1, 5000),
+                      -torch.ones(1, 5000), torch.zeros(1, 5000)])
+    rows[0, 7] = 50.0
+    z = rows.double().sort(dim=1, descending=True).values
+    threshold = (z.cumsum(1) - 1) / torch.arange(1, 5001)
+    tau = threshold.gather(1, (z > threshold).sum(1, keepdim=True) - 1)
+    expected = (rows.double() - tau).clamp(min=0)
+    torch.testing.assert_close(link.project_to_simplex(rows).double(), expected, rtol=1e-4, atol=2e-6)
+    torch.testing.assert_close(link.project_to_simplex(rows.double()), expected, rtol=1e-9, atol=1e-12)
+    p = F.softmax(rows, -1)
+    torch.testing.assert_close(link.project_to_simplex(p), p, rtol=1e-4, atol=1e-7)  # a distribution is unchanged
+
+
+def test_zero_and_negative_denominators():
+    """A denominator that is zero or negative gives the largest probability, a negative numerator the smallest."""
+    rescaled = losses.mse(6, mse_true_weight=3.0, mse_target=2.0)  # p = f / (6 - 2 f): infinite at f = 3, 1 at f = 2
+    p = link.link(rescaled, torch.tensor([[3.0, 4.0, 2.5, 1.0, 0.0, -5.0], [0.1, 0.0, -1.0, -2.0, -9.0, 0.05]]))
+    assert p[0, 0] == p[0, 1] == p[0, 2] == pytest.approx(1 / 3) and (p[0, 3:] == 0).all()
+    assert p[1, 0] == p[1].max() and p[1].sum() == pytest.approx(1) and torch.isfinite(p).all()
+    squentropy = losses.squentropy(6)  # the denominator is 1 + 0.4 f: 0 at f = -2.5
+    p = link.link(squentropy, torch.tensor([[-2.5, -3.0, -2.4, 1.0, 0.5, 0.0]]))
+    assert torch.isfinite(p).all() and (p[0, :3] == p.min()).all() and p.argmax() == 3
+
+
+def test_link_of_cross_entropy_is_softmax():
+    """The link of cross-entropy is softmax bit for bit, and its nll is the cross-entropy."""
+    f, y = 5 * torch.randn(100, 50), torch.randint(50, (100,))
+    assert link.has_softmax_link(losses.cross_entropy(50))
+    assert torch.equal(link.link(losses.cross_entropy(50), f), F.softmax(f, -1))
+    assert torch.equal(link.token_nll(losses.cross_entropy(50), f, y), F.cross_entropy(f, y, reduction='none'))
+
+
+def test_link_of_a_custom_loss():
+    """A custom loss has a softmax link unless it has an attribute `link`."""
+    def custom(logits, targets):
+        return F.cross_entropy(logits, targets, reduction='none', label_smoothing=0.1)
+    f, y = torch.randn(5, 70), torch.arange(5)
+    assert link.has_softmax_link(custom) and torch.equal(link.link(custom, f), F.softmax(f, -1))
+    custom.link = lambda logits: torch.full_like(logits, 1 / 70)
+    assert not link.has_softmax_link(custom)
+    torch.testing.assert_close(link.token_nll(custom, f, y, mix=0.0), torch.tensor(70.0).log().expand(5))
+
+
+def test_link_refuses_half_precision():
+    """bfloat16 logits raise TypeError."""
+    with pytest.raises(TypeError):
+        link.link(losses.squentropy(10), torch.zeros(1, 10, dtype=torch.bfloat16))
+
+
+@ALL_LOSSES
+def test_nats_are_finite_and_mixed(name, constants):
+    """token_nll is -log((1 - mix) link + mix softmax), and finite even if softmax underflows."""
+    loss = losses.make_loss(name, 50, **constants)
+    f, y = 2 * torch.randn(100, 50, dtype=torch.float64), torch.randint(50, (100,))
+    p = 0.9 * link.link(loss, f) + 0.1 * F.softmax(f, -1)
+    torch.testing.assert_close(link.token_nll(loss, f, y, mix=0.1), -p.gather(1, y[:, None])[:, 0].log())
+    peaked = torch.zeros(1, 50)
+    peaked[0, 3] = 500.0
+    assert torch.isfinite(link.token_nll(loss, peaked, torch.tensor([7]))).all()
+
+
+@ALL_LOSSES
+def test_token_probs_are_the_written_formula(name, constants):
+    """token_probs gives p = (1 - mix) link^(1/T) / Z + mix softmax and its nll, with and without a temperature."""
+    loss = losses.make_loss(name, 50, **constants)
+    f, y = 2 * torch.randn(40, 50, dtype=torch.float64), torch.randint(50, (40,))
+    softmax, bare_link = F.softmax(f, -1), link.link(loss, f)
+    T, mix = torch.linspace(0.5, 2, 40).double()[:, None], torch.linspace(0.05, 0.95, 40).double()[:, None]
+    tempered = bare_link ** (1 / T)
+    tempered /= tempered.sum(-1, keepdim=True)
+    for expected, arguments in ((softmax, (1.0,)), (0.9 * bare_link + 0.1 * softmax, (0.1,)),
+                                ((1 - mix) * tempered + mix * softmax, (mix, T))):
+        p, nll = link.token_probs(loss, f, y, *arguments)
+        # a link of 0 counts as exp(-40) before the temperature
+        torch.testing.assert_close(p, expected, rtol=1e-9, atol=1e-8)
+        torch.testing.assert_close(nll, -expected.gather(1, y[:, None])[:, 0].log(), rtol=1e-4, atol=1e-9)
+
+
+@ALL_LOSSES
+def test_score_agrees_with_training(name, constants):
+    """The objective of each token is the training loss of that token alone, in float64; padding rows are ignored."""
+    loss = losses.make_loss(name, 70, **constants)
+    h, W, y = torch.randn(37, 16), torch.randn(128, 16), torch.randint(70, (37,))
+    objective, nll = link.score_batch(loss, h, W, y, 70)
+    expected = [losses.mean_loss(loss, h[i:i + 1].double(), W.double(), y[i:i + 1], 70) for i in range(37)]
+    torch.testing.assert_close(objective, torch.stack(expected).float(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(nll, link.token_nll(loss, h @ W[:70].T, y), rtol=1e-4, atol=1e-4)
+    assert objective.dtype == nll.dtype == torch.float32

@@ -1,0 +1,126 @@
+"""Muon with AdamW against their equations in float64, their saved state, and the learning-rate schedule."""
+import math
+
+import pytest
+import torch
+
+from model import GPT, GPTConfig
+from nanoloss import optim
+from nanoloss.checkpoint import restore_optimizer
+
+
+def model_and_gradients(steps=3):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=8, vocab_size=64, n_layer=2, n_head=2, n_embd=32))
+    return model, [[torch.randn_like(p) for p in model.parameters()] for _ in range(steps)]
+
+
+def train(model, optimizer, gradients, lr=0.01):
+    for gradient in gradients:
+        for group in optimizer.param_groups:
+            group['lr'] = lr * group['lr_scale']
+        for p, g in zip(model.parameters(), gradient, strict=True):
+            p.grad = g.clone()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def make(model, name='muon', lr_scale=1.0):
+    return optim.make_optimizer(model, name, 0.02, 0.02 * lr_scale, 2.0, (0.9, 0.99))
+
+
+def orthogonalize(G):
+    """Five Newton-Schulz steps with Jordan's coefficients, along the shorter side."""
+    G = G.T if len(G) > G.size(1) else G
+    X = G / G.norm()
+    for _ in range(5):
+        A = X @ X.T
+        X = 3.4445 * X + (-4.7750 * A + 2.0315 * A @ A) @ X
+    return X
+
+
+def test_muon_matches_its_equations():
+    """Block matrices take Muon steps (Nesterov momentum 0.95) with AdamW's RMS; other parameters take AdamW steps."""
+    model, gradients = model_and_gradients()
+    names = [name for name, _ in model.named_parameters()]
+    expected = {name: p.detach().double().clone() for name, p in model.named_parameters()}
+    other, _ = model_and_gradients()
+    train(other, make(other, 'adamw'), gradients)
+    train(model, make(model, lr_scale=2.0), gradients)
+    for i, name in enumerate(names):
+        ours = model.get_parameter(name).detach().double()
+        if name.startswith('transformer.h.') and ours.dim() == 2:
+            w, m = expected[name], torch.zeros_like(expected[name])
+            for gradient in gradients:
+                g = gradient[i].double()
+                m = 0.95 * m + 0.05 * g
+                update = orthogonalize(0.05 * g + 0.95 * m)
+                update = update if update.shape == w.shape else update.T
+                w = w * (1 - 0.02 * 2.0) - 0.02 * 0.2 * math.sqrt(max(w.shape)) * update
+            moved = (w - expected[name]).norm()
+            assert (ours - w).norm() < 0.03 * moved, name  # Muon computes in bfloat16
+        else:
+            assert torch.equal(model.get_parameter(name), other.get_parameter(name)), name
+
+
+@pytest.mark.parametrize('name', ['adamw', 'muon'])
+def test_state_dict(name):
+    """Saving, loading and continuing gives the same bits as never stopping; another optimizer's state is refused."""
+    (whole, gradients), (a, _), (b, _) = (model_and_gradients(4) for _ in range(3))
+    train(whole, make(whole, name), gradients)
+    first = make(a, name)
+    train(a, first, gradients[:2])
+    state = first.state_dict()
+    assert sorted(state['state']) == sorted(i for g in state['param_groups'] for i in g['params']) == \
+        list(range(len(list(a.parameters()))))
+    b.load_state_dict(a.state_dict())
+    second = make(b, name)
+    second.load_state_dict(state)
+    train(b, second, gradients[2:])
+    for p, q in zip(whole.parameters(), b.parameters(), strict=True):
+        assert torch.equal(p, q)
+    with pytest.raises(ValueError):
+        make(b, 'adamw' if name == 'muon' else 'muon').load_state_dict(state)
+
+
+DAMAGE = {
+    'of other weights': lambda saved: saved['param_groups'][2]['params'].reverse(),
+    'of too few weights': lambda saved: saved['param_groups'][2]['params'].pop(),
+    'without one weight': lambda saved: saved['state'].pop(max(saved['state'])),
+    'empty': lambda saved: saved['state'].clear(),
+    'of another shape': lambda saved: saved['state'][max(saved['state'])].update(momentum_buffer=torch.zeros(2, 2)),
+    "AdamW's for Muon": lambda saved: saved['state'].update({max(saved['state']): saved['state'][0]}),
+    'not finite': lambda saved: saved['state'][max(saved['state'])]['momentum_buffer'].fill_(torch.nan),
+}
+
+
+@pytest.mark.parametrize('damage', [None, *DAMAGE])
+def test_damaged_state_is_refused(damage):
+    """A resumed run loads only a complete, finite state of its own weights; anything else is one ValueError."""
+    model, gradients = model_and_gradients()
+    optimizer = make(model)
+    train(model, optimizer, gradients)
+    saved = {'path': 'x.pt', 'optimizer': optimizer.state_dict(), 'scaler': {}, 'iter_num': 3, 'best_val_loss': 1.0,
+             'train_state': {'last_eval': 3, 'evals_since_best': 0, 'train_seconds': 1.0, 'wandb_run_id': ''}}
+    scaler = torch.amp.GradScaler('cpu', enabled=False)
+    if damage is None:
+        assert restore_optimizer(saved, make(model), scaler)['iter_num'] == 3
+        return
+    DAMAGE[damage](saved['optimizer'])
+    with pytest.raises(ValueError, match='x.pt') as e:
+        restore_optimizer(saved, make(model), scaler)
+    assert '\n' not in str(e.value)
+
+
+def test_learning_rate():
+    """torch's linear warmup and cosine decay, chained; then the minimum, or the peak without decay."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.5)
+    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1 / 11, total_iters=10)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=90, eta_min=0.1)
+    schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, cosine], milestones=[10])
+    for i in range(101):
+        assert optim.learning_rate_at(i, 0.5, 0.1, 10, 100) == pytest.approx(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert optim.learning_rate_at(10**6, 0.5, 0.1, 10, 100) == pytest.approx(0.1)
+    assert optim.learning_rate_at(10**6, 0.5, 0.1, 10, math.inf) == 0.5

@@ -1,0 +1,56 @@
+"""Studies pooled by dev/pool_studies.py."""
+import json
+
+import numpy as np
+import pytest
+from conftest import ROOT, run
+from scipy import stats
+
+from dev import pool_studies
+
+
+def write_study(path, seeds, declared='link'):
+    """Write a results.json with random figures of two arms and return the differences in nats, one per seed."""
+    generator = np.random.default_rng(seeds[0])
+    runs = {arm: {str(seed): {'readouts': {declared: {key: generator.random() for key in pool_studies.MEASURES}}}
+                  for seed in seeds} for arm in ('cross_entropy', 'mse')}
+    path.write_text(json.dumps({'plan': {'declared': {'readout': declared}}, 'runs': runs}))
+    return [runs['mse'][str(seed)]['readouts'][declared]['nats'] -
+            runs['cross_entropy'][str(seed)]['readouts'][declared]['nats'] for seed in seeds]
+
+
+def test_pooled_figures(tmp_path):
+    """Pooled differences are those of scipy's paired t-test, the mean of means that of its two-sample t-test."""
+    names = [str(tmp_path / name) for name in ('a.json', 'b.json')]
+    a, b = write_study(tmp_path / 'a.json', [1, 2, 3]), write_study(tmp_path / 'b.json', [4, 5, 6, 7, 8])
+    runs, readout = pool_studies.read_studies(names)
+    differences = pool_studies.paired_differences(runs, 'mse', 'cross_entropy', 'nats', readout, readout)
+    assert readout == 'link' and list(differences.values()) == a + b
+    mean, interval, p = pool_studies.mean_of_means(pool_studies.group_by_study(differences))
+    reference = stats.ttest_ind(a, -np.array(b))  # mean(a) + mean(b) over the pooled error is the same t
+    assert mean == pytest.approx((np.mean(a) + np.mean(b)) / 2) and p == pytest.approx(reference.pvalue)
+    assert interval == pytest.approx([x / 2 for x in reference.confidence_interval(0.95)])
+    status, out, err = run(ROOT / 'dev/pool_studies.py', *names, f'--figure={tmp_path}/figure.png')
+    assert status == 0 and (tmp_path / 'figure.png').stat().st_size > 5_000, err
+    pooled = stats.ttest_1samp(a + b, 0)
+    low, high = pooled.confidence_interval(0.95)
+    assert f'{np.mean(a + b):+.4f} [{low:+.4f}, {high:+.4f}] p = {pooled.pvalue:.2g}' in out
+
+
+def test_studies_that_cannot_be_pooled(tmp_path):
+    """Unknown studies, shared seeds and different declared readouts are refused."""
+    for name, seeds, declared in (('a', [1, 2], 'link'), ('b', [2, 3], 'link'), ('c', [4], 'softmax')):
+        write_study(tmp_path / f'{name}.json', seeds, declared)
+    for names, expected in ((['a', 'none'], 2), (['a', 'b'], 1), (['a', 'c'], 1)):
+        with pytest.raises(SystemExit) as refused:
+            pool_studies.read_studies([f'{tmp_path}/{name}.json' for name in names])
+        assert refused.value.code == expected
+
+
+def test_kept_studies():
+    """All studies in docs/studies with declared readouts can be read."""
+    names = [path.stem for path in pool_studies.STUDIES.glob('*.json') if '"declared"' in path.read_text()]
+    assert len(names) > 5
+    for name in names:
+        runs, readout = pool_studies.read_studies([name])
+        assert all(readout in readouts for arm in runs.values() for readouts in arm.values())

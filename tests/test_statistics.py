@@ -1,0 +1,126 @@
+"""Statistics against scikit-learn, scipy, plain loops, exhaustive enumeration and simulation."""
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from nanoloss import statistics
+
+
+def sklearn_ece(confidence, correct, strategy, bins=15):
+    """ECE from the reliability curve of scikit-learn and the sizes of its bins."""
+    from sklearn.calibration import calibration_curve
+    accuracy, mean_confidence = calibration_curve(correct, confidence, n_bins=bins, strategy=strategy)
+    edges = np.linspace(0, 1, bins + 1)
+    edges = edges if strategy == 'uniform' else np.quantile(confidence, edges)
+    counts = np.bincount(np.searchsorted(edges[1:-1], confidence), minlength=bins)
+    return (counts[counts > 0] / len(confidence)) @ abs(accuracy - mean_confidence)
+
+
+@pytest.mark.parametrize('strategy', ['uniform', 'quantile'])
+def test_ece_is_scikit_learns(strategy):
+    """ECE in bins of equal width and of equal mass is that of scikit-learn."""
+    generator = np.random.default_rng(0)
+    confidence = generator.beta(2, 5, 3000)
+    correct = generator.random(3000) < confidence + 0.2 * np.sin(40 * confidence)
+    assert statistics.ece(confidence, correct, mass=strategy == 'quantile') == \
+        pytest.approx(sklearn_ece(confidence, correct, strategy), abs=1e-12)
+
+
+def test_ece_of_ties_and_bounds():
+    """Ties up to rounding share a group, and a confidence of 1 has a group."""
+    confidence = 0.5 + 1e-9 * np.random.default_rng(0).standard_normal(100)
+    assert statistics.ece(confidence, np.arange(100) % 2, mass=True) == pytest.approx(0, abs=1e-8)
+    assert statistics.ece(np.ones(9), np.ones(9)) == 0
+
+
+def test_bootstrap_matches_a_loop():
+    """The interval of a ratio is that of a plain loop over resamples."""
+    generator = np.random.default_rng(1)
+    sizes = generator.integers(50, 300, 60)
+    sums = sizes * (3 + 0.3 * generator.standard_normal(60))
+    ratios = []
+    for _ in range(4000):
+        drawn = generator.integers(60, size=60)
+        ratios.append(sums[drawn].sum() / sizes[drawn].sum())
+    np.testing.assert_allclose(statistics.bootstrap(sums[:, None], sizes, 4000, seed=3)[0],
+                               np.quantile(ratios, [0.025, 0.975]), atol=0.01)
+
+
+def test_bootstrap_covers():
+    """95 % intervals contain the true mean in 175 to 199 of 200 simulations."""
+    generator, covered = np.random.default_rng(1), 0
+    for seed in range(200):
+        sizes = generator.integers(50, 300, 60)
+        sums = sizes * (3 + 0.3 * generator.standard_normal(60))
+        low, high = statistics.bootstrap(sums[:, None], sizes, 300, seed)[0]
+        covered += low < 3 < high
+    assert 175 <= covered <= 199
+
+
+def test_sign_flip_matches_enumeration():
+    """The p-value approaches the fraction of all 2^n sign patterns that are as extreme, and never reaches 0."""
+    d = np.array([[0.9, -0.2, 0.4, 0.5, -0.1, 0.3, 0.7, -0.6], [1.0] * 8]).T
+    signs = np.array(list(itertools.product([1, -1], repeat=8)))
+    expected = (abs(signs @ d) >= abs(d.sum(0)) - 1e-12).mean(0)
+    np.testing.assert_allclose(statistics.sign_flip(d, 40000, seed=0), expected, atol=0.01)
+    assert statistics.sign_flip(np.zeros((5, 1)), 99, seed=0) == 1
+    assert statistics.sign_flip(np.ones((50, 1)), 99, seed=0) == 1 / 100
+
+
+def test_paired_t_is_scipys():
+    """Mean, interval, p and upper bound are scipy's; None for one pair or for equal differences."""
+    generator = np.random.default_rng(0)
+    for n in (2, 3, 8):
+        a, b = generator.normal(size=(2, n))
+        result, expected = statistics.paired_t(a - b), stats.ttest_rel(a, b)
+        assert result['mean'] == pytest.approx((a - b).mean()) and result['p'] == pytest.approx(expected.pvalue)
+        assert result['interval'] == pytest.approx(list(expected.confidence_interval(0.95)))
+        assert result['upper99'] == pytest.approx(expected.confidence_interval(0.98).high)
+    assert statistics.paired_t([0.3])['p'] is None and statistics.paired_t([0.3, 0.3])['interval'] is None
+
+
+def test_detectable_difference_has_its_power():
+    """A true mean equal to the detectable difference is found in 80 % of simulations."""
+    generator = np.random.default_rng(0)
+    d = generator.normal(size=5)
+    delta = statistics.paired_t((d - d.mean()) / d.std(ddof=1))['detectable']
+    p = stats.ttest_1samp(generator.normal(delta, 1, size=(40_000, 5)), 0, axis=1).pvalue
+    assert (p < 0.05).mean() == pytest.approx(0.8, abs=0.01)
+
+
+def test_crossed_bootstrap_matches_a_loop():
+    """The interval is that of a plain loop that resamples runs and units, stretched about the mean."""
+    generator = np.random.default_rng(1)
+    sizes = generator.integers(5, 50, 40)
+    sums = (generator.normal(0.02, 0.05, (4, 1)) + generator.normal(0, 0.3, (1, 40))) * sizes
+    means = []
+    for _ in range(4000):
+        units, runs = generator.integers(40, size=40), generator.integers(4, size=4)
+        means.append(np.mean([sums[run, units].sum() / sizes[units].sum() for run in runs]))
+    mean = sums.sum() / sizes.sum() / 4
+    stretch = stats.t.ppf(0.975, 3) / 1.96 * (4 / 3)**0.5
+    expected = mean + stretch * (np.quantile(means, [0.025, 0.975]) - mean)
+    np.testing.assert_allclose(statistics.crossed_bootstrap(sums, sizes, 4000, 1), expected, atol=0.01)
+
+
+@pytest.mark.parametrize('runs', [2, 3, 8])
+def test_crossed_bootstrap_covers(runs):
+    """95 % intervals contain the true mean in at least 92 % of 300 simulations, even with two runs."""
+    generator = np.random.default_rng(runs)
+    sizes, covered = np.full(50, 10), 0
+    for seed in range(300):
+        noise = generator.normal(0, 0.05, (runs, 1)) + generator.normal(0, 0.1, 50)
+        noise = noise + generator.normal(0, 0.1, (runs, 50))
+        low, high = statistics.crossed_bootstrap((0.02 + noise) * sizes, sizes, 400, seed)
+        covered += low <= 0.02 <= high
+    assert covered >= 0.92 * 300
+
+
+def test_random_batches_is_normal():
+    """For many units, the interval is the normal one for a mean of that many draws."""
+    means = np.random.default_rng(2).normal(3, 0.5, 5000)
+    half_width = 1.96 * means.std() / np.sqrt(40)
+    np.testing.assert_allclose(statistics.random_batches(means, 40, 20_000, 1),
+                               [means.mean() - half_width, means.mean() + half_width], atol=0.005)
