@@ -6,16 +6,14 @@
 """
 from configurator import configure, fail
 
-# -----------------------------------------------------------------------------
-# checkpoint and data
+# checkpoint and data ----------------------------------------------------------
 checkpoint = ''             # checkpoint file; '' = best.pt or else ckpt.pt of out_dir
 out_dir = ''                # run directory; '' = the newest one under out/
 compare = ''                # second checkpoint, compared with the first one story by story
 per_byte = False            # compare in bits per byte of text; required if the tokenizers differ
 dataset = ''                # name under data/ or a folder with token bins; '' = the data set of the checkpoint
 split = 'val'               # val | test (reserved for the final evaluation) | train
-# -----------------------------------------------------------------------------
-# evaluation
+# evaluation -------------------------------------------------------------------
 blocks = False              # False: score each story from a fresh context that starts with end-of-text;
                             # True: score consecutive blocks of block_size that ignore story bounds, as nanoGPT does
 stride = 0                  # tokens by which the window slides in stories longer than block_size;
@@ -26,12 +24,10 @@ random_batches = 0          # also report the interval that contains 95 % of the
                             # batches of batch_size blocks, as nanoGPT's estimate_loss measures it
 bootstrap = 9999            # resamples for confidence intervals and p-values
 seed = 1337                 # random seed of the resamples
-# -----------------------------------------------------------------------------
-# output
+# output -----------------------------------------------------------------------
 json = False                # print one JSON object instead of the table
 plots = ''                  # folder for reliability.png and positions.png
 arrays = ''                 # .npz file for sums per story, calibration groups and nats by token frequency
-# -----------------------------------------------------------------------------
 configure(globals(), rules=[
     ('not (checkpoint and out_dir)', 'pass one of them'), "split in ('val', 'test', 'train')",
     'stride >= 0', 'batch_size >= 1', '1 <= bootstrap <= 10**7', 'seed >= 0',
@@ -64,8 +60,7 @@ from nanoloss.tokenizer import Tokenizer
 UNITS = 'blocks' if blocks else 'stories'
 
 
-# -----------------------------------------------------------------------------
-# load
+# load -------------------------------------------------------------------------
 
 def load_run(path):
     """Load a checkpoint with its data set. Raises OSError or ValueError."""
@@ -119,8 +114,7 @@ def check_comparable(a, b):
              f'{hint}')
 
 
-# -----------------------------------------------------------------------------
-# score
+# score ------------------------------------------------------------------------
 
 def score(run):
     """Score a run; every rank must call this. Sets run.temperature, run.mix and, for each scored token, run.figures
@@ -246,8 +240,7 @@ result = runs[0].result
 if compare:
     result = {**result, 'compared': compare_runs(*runs)}
 
-# -----------------------------------------------------------------------------
-# print
+# print ------------------------------------------------------------------------
 
 for run in runs:
     fingerprint = run.checkpoint['data'].get('fingerprint', {}).get('val')

@@ -9,14 +9,12 @@ converts logits to probabilities with softmax, which is the right link for cross
 """
 from configurator import configure, fail
 
-# -----------------------------------------------------------------------------
 checkpoint = ''             # checkpoint file; '' = best.pt or else ckpt.pt of out_dir
 out_dir = ''                # run directory; '' = the newest one under out/
 to = ''                     # directory to create
 calibrate = False           # fold the best softmax temperature on val.bin into the final layer norm
 dataset = ''                # data set whose val.bin is used; '' = the data set of the checkpoint, if it exists
 figures = ''                # output of evaluate.py --json=True, for the model card; '' = run evaluate.py
-# -----------------------------------------------------------------------------
 configure(globals(), rules=[("to != ''", 'pass the directory to create, --to=...'),
                             ('not (checkpoint and out_dir)', 'pass one of them')])
 import importlib.util

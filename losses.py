@@ -122,8 +122,7 @@ def reported_scale(loss, C):
     return 1 / C if isinstance(loss, LossCoefficients) and not loss.c else 1.0
 
 
-# -----------------------------------------------------------------------------
-# the mean loss and its gradients without N x C logits
+# the mean loss and its gradients without N x C logits -------------------------
 
 def mean_loss(loss, hidden, weight, targets, C):
     """Return the mean of `loss` over all tokens, differentiable in hidden and weight.

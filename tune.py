@@ -10,7 +10,6 @@ again. Processes started with the same command share the trials.
 """
 from configurator import configure, fail, fail_on
 
-# -----------------------------------------------------------------------------
 study = 'studies/{loss}_{optimizer}' # folder for trials, tables and figures; its last part is the study's name
 trials = 40                 # number of finished trials, including those that are pruned or diverge
 space = 'config/space_default.py' # what is searched
@@ -22,7 +21,6 @@ evaluations = 4             # per trial, not counting that of the untrained mode
 prune = True                # stop a trial in the worse half, from half of its iterations on
 storage = ''                # '' = study.db in the folder | a URL, such as postgresql://... | path of a journal file
 show = False                # only write and print the report of the finished trials
-# -----------------------------------------------------------------------------
 config = configure(globals(), also='train.py', rules=[
     ("study.rstrip('/').rpartition('/')[2] not in ('', '.', '..')", 'pass a folder name'),
     'trials >= 1', "sampler in ('tpe', 'random', 'grid')", '0 <= sampler_seed < 2**20',
@@ -61,8 +59,7 @@ warnings.filterwarnings('ignore', category=optuna.exceptions.ExperimentalWarning
 study_dir = Path(study.replace('{loss}', config['loss']).replace('{optimizer}', config['optimizer']))
 
 
-# -----------------------------------------------------------------------------
-# one trial
+# one trial --------------------------------------------------------------------
 
 def trial_dir(trial):
     """The folder of a trial. A requeued trial keeps it."""
@@ -131,8 +128,7 @@ def run_trial(trial, base, threads, uniform_nats):
     return TrialState.COMPLETE, nats[-1]
 
 
-# -----------------------------------------------------------------------------
-# the search
+# the search -------------------------------------------------------------------
 
 def stop(number, frame=None):
     signals.log_line('stopped; run the same command to continue')
@@ -210,8 +206,7 @@ def search(optuna_study, distributions, folder_id, base, threads, uniform_nats):
         signals.log_line(f'{len(running)} trials have not finished; other processes are running them or were killed')
 
 
-# -----------------------------------------------------------------------------
-# the study
+# the study --------------------------------------------------------------------
 
 def open_study(open_function, **options):
     """Call optuna.create_study or optuna.load_study. Exits with one line if that fails."""
@@ -275,8 +270,7 @@ def start_study(base, threads, data, meta):
     return optuna_study, n, distributions
 
 
-# -----------------------------------------------------------------------------
-# main
+# main -------------------------------------------------------------------------
 
 for arg in sys.argv[1:]:
     if arg.removeprefix('--').partition('=')[0] in SET_BY_TUNE:

@@ -28,8 +28,7 @@ SIZES = 'vocab_size', 'n_positions', 'n_embd', 'n_layer', 'n_head'
 TRANSPOSED = 'attn.c_attn.weight', 'attn.c_proj.weight', 'mlp.c_fc.weight', 'mlp.c_proj.weight'
 
 
-# -----------------------------------------------------------------------------
-# nanoGPT
+# nanoGPT ----------------------------------------------------------------------
 
 def is_nanogpt(checkpoint):
     """Whether a loaded dict has nanoGPT's keys and none of the keys that only this project writes."""
@@ -76,8 +75,7 @@ def _pad_moments(x, embedding):
     return torch.nn.functional.pad(x, (0, 0, 0, -len(x) % 64))
 
 
-# -----------------------------------------------------------------------------
-# from Hugging Face transformers
+# from Hugging Face transformers -----------------------------------------------
 
 def is_hugging_face(path):
     """Whether path is a model directory of transformers, or the name of an OpenAI GPT-2 and no local file."""
@@ -209,8 +207,7 @@ def _first_line(error):
     return (str(error).strip().splitlines() or [''])[0][:200]
 
 
-# -----------------------------------------------------------------------------
-# to Hugging Face transformers
+# to Hugging Face transformers -------------------------------------------------
 
 def to_hugging_face_model(model, tokenizer):
     """Convert a GPT to a GPT2LMHeadModel. It always has biases: zero where the GPT has none."""

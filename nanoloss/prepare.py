@@ -31,8 +31,7 @@ SIGNALS = signal.SIGINT, signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGTER
 BATCH_SIZE = 1 << 20  # characters
 
 
-# -----------------------------------------------------------------------------
-# splits and batches
+# splits and batches -----------------------------------------------------------
 
 def story_split(data, edges):
     """The split of a story. data: its UTF-8. edges: [(split, upper edge)], in order, for hashes in [0, 1)."""
@@ -63,8 +62,7 @@ def make_batches(stories):
         yield batch, position
 
 
-# -----------------------------------------------------------------------------
-# worker processes
+# worker processes -------------------------------------------------------------
 
 def start_worker(tokenizer_dict):
     global worker_tokenizer
@@ -122,8 +120,7 @@ def progress_bar(label, total, unit='B'):
     return tqdm(desc=label, total=total, unit=unit, unit_scale=True, disable=None, leave=False)
 
 
-# -----------------------------------------------------------------------------
-# the output folder
+# the output folder ------------------------------------------------------------
 
 def check_out_dir(out, source, overwrite):
     """Raise DataError if out holds data from another source, unless overwrite is set."""
@@ -178,8 +175,7 @@ def publish(folder, out):
             os.replace(folder / name, out / name)
 
 
-# -----------------------------------------------------------------------------
-# signals
+# signals ----------------------------------------------------------------------
 
 def raise_interrupt(number, _):
     raise KeyboardInterrupt(number)
@@ -194,8 +190,7 @@ def interrupt_message(number):
     return f'interrupted by {signal.Signals(number).name}; no data was written'
 
 
-# -----------------------------------------------------------------------------
-# the two passes over the stories
+# the two passes over the stories ----------------------------------------------
 
 def learn_bpe(source, edges, vocab_size, megabytes, max_stories, clear):
     """Learn a BPE from the first megabytes of training text (0 = all).
@@ -281,7 +276,6 @@ def write_bins(folder, sources, edges, tokenizer, max_stories, workers):
     return splits, counts, tokens / (time.time() - start)
 
 
-# -----------------------------------------------------------------------------
 
 def prepare(load, source, out_dir, tokenizer, vocab_size=4096, bpe_megabytes=100, max_stories=0, val_fraction=0.02,
             test_fraction=0.0, overwrite=False, workers=0):

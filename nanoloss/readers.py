@@ -32,8 +32,7 @@ class Source(NamedTuple):
     unit: str = ' stories'  # of position and size: ' stories', or 'B' for bytes of the file
 
 
-# -----------------------------------------------------------------------------
-# file formats: each reader yields (story, bytes of the file read so far)
+# file formats: each reader yields (story, bytes of the file read so far) ------
 
 def read_txt(path, raw, file):
     rest, block = b'', file.read(BLOCK_SIZE).removeprefix(BOM)
@@ -127,8 +126,7 @@ def read_file(path):
             raise DataError(f'{path} is not a valid gzip file ({e}); download it again') from None
 
 
-# -----------------------------------------------------------------------------
-# sources
+# sources ----------------------------------------------------------------------
 
 def load_files(**files):
     """{split: path or ''} -> {split: Source}, without the splits that have no file.

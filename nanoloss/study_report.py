@@ -55,8 +55,7 @@ def paired_differences(scores, readout, bootstrap):
     return differences
 
 
-# -----------------------------------------------------------------------------
-# text
+# text -------------------------------------------------------------------------
 
 def describe_study(plan, scores, data, budget, jobs, split):
     """Return the data, the budget and the environment of a study in words.
@@ -171,8 +170,7 @@ def format_interval(interval):
     return '' if interval is None else f'[{interval[0]:+.4f}, {interval[1]:+.4f}]'
 
 
-# -----------------------------------------------------------------------------
-# the figures
+# the figures ------------------------------------------------------------------
 
 def draw_figures(folder, suffix, scores, logs, differences, readout):
     """Write the figures of a study to folder.

@@ -71,8 +71,7 @@ def resume(path, config=CONFIG, data=DATA, environment=ENVIRONMENT, optimizer='a
     return model, optimizer, restore_optimizer(checkpoint, optimizer, scaler()), changes
 
 
-# -----------------------------------------------------------------------------
-# save and load
+# save and load ----------------------------------------------------------------
 
 def test_round_trip(tmp_path):
     """A restored model has the weights, the tokenizer and the loss coefficients that were saved."""
@@ -136,8 +135,7 @@ def test_all_finite():
     assert not all_finite(model, optimizer)
 
 
-# -----------------------------------------------------------------------------
-# files that are not a valid checkpoint
+# files that are not a valid checkpoint ----------------------------------------
 
 class Bomb:
     """Unpickling it creates a directory."""
@@ -317,8 +315,7 @@ def test_parts_that_do_not_fit(path, damage, name):
     assert 'ckpt.pt' in str(e.value) and name in str(e.value) and '\n' not in str(e.value)
 
 
-# -----------------------------------------------------------------------------
-# a new run from the weights of a checkpoint, and a resumed run
+# a new run from the weights of a checkpoint, and a resumed run ----------------
 
 def test_new_run(path):
     """A new run takes the weights and its own settings, and reports no changes."""
@@ -423,8 +420,7 @@ def test_cannot_be_resumed(path, damage, name):
     assert all(text in str(e.value) for text in ('ckpt.pt', name, '--init_from=')) and '\n' not in str(e.value)
 
 
-# -----------------------------------------------------------------------------
-# random damage
+# random damage ----------------------------------------------------------------
 
 def try_to_restore(path):
     """Load and restore: a model that runs, or an error of one line with the path."""

@@ -45,7 +45,6 @@ path = os.path.join('a', 'b')
 sizes = [1, 2]
 nothing = None
 first = second = 1
-# -----------------------------------------------------------------------------
 config = configure(globals(), rules=[
     'n_layer >= 1',
     ('n_embd % n_head == 0', 'choose another n_head'),
@@ -402,8 +401,7 @@ def test_condition_over_a_mistaken_setting_is_skipped(capsys, argv):
     assert 'loss ==' not in refused_once(capsys, *argv)
 
 
-# -----------------------------------------------------------------------------
-# two scripts
+# two scripts ------------------------------------------------------------------
 
 def test_settings_of_another_script(capsys):
     """`also` adds the settings, rules and conditions of another script; the defaults of this one take precedence."""
@@ -423,8 +421,7 @@ def test_read_settings(script):
     assert read_settings(write('bare.py', 'a = 1\nconfigure(globals())\n')) == ({'a': 1}, [], [])
 
 
-# -----------------------------------------------------------------------------
-# what a config file may do
+# what a config file may do ----------------------------------------------------
 
 def test_config_may_use_python():
     """Imports, functions, classes, private names, loops, with, except and := are no settings."""
@@ -562,7 +559,6 @@ def test_near_config_is_named_from_another_folder(script, tmp_path, monkeypatch,
     assert run('config/small.py', file=str(script))['n_layer'] == 2
 
 
-# -----------------------------------------------------------------------------
 # --help
 
 HELP = '''i/o
@@ -606,8 +602,7 @@ def test_help_of_a_bare_script(capsys, source, expected):
     assert 'bare.py' in lines[0] and lines[3:] == expected
 
 
-# -----------------------------------------------------------------------------
-# as a process
+# as a process -----------------------------------------------------------------
 
 def process(script, *argv, cwd=None, **env):
     env = {**os.environ, 'PYTHONPATH': str(REPO), 'PYTHONDONTWRITEBYTECODE': '1', **env}
@@ -663,8 +658,7 @@ def test_printable():
     assert printable(ValueError('x')) == 'x'
 
 
-# -----------------------------------------------------------------------------
-# random values, arguments and config files; the same examples every time
+# random values, arguments and config files; the same examples every time ------
 
 FEW = hypothesis_settings(max_examples=100, deadline=None, derandomize=True, database=None,
                           suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])

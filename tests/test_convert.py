@@ -61,8 +61,7 @@ def ids(tmp_path):
     return folder
 
 
-# -----------------------------------------------------------------------------
-# nanoGPT
+# nanoGPT ----------------------------------------------------------------------
 
 @pytest.mark.parametrize('prefix', ['', '_orig_mod.'])
 @pytest.mark.parametrize('vocab_size', [65, 50304])
@@ -200,8 +199,7 @@ def test_invalid_nanogpt(tmp_path, damage, name):
     assert name in str(e.value) and 'x.pt' in str(e.value) and '\n' not in str(e.value), e.value
 
 
-# -----------------------------------------------------------------------------
-# from Hugging Face
+# from Hugging Face ------------------------------------------------------------
 
 @pytest.mark.parametrize('activation', ['gelu', 'gelu_new'])
 def test_greedy_text(tmp_path, activation):
@@ -291,8 +289,7 @@ def test_not_loadable(tmp_path, monkeypatch):
         assert path in str(e.value) and 'pip install transformers' in str(e.value)
 
 
-# -----------------------------------------------------------------------------
-# to Hugging Face
+# to Hugging Face --------------------------------------------------------------
 
 ODD_TEXTS = ['', ' ', '\n\n  x', 'naïve café — “quoted” 日本語 🙂 \u200d', 'a' * 300, "it's 12,345.67!",
              'é\x00\x7f\t', 'ab ' * 40]

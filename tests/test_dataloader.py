@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from nanoloss import dataloader
 from nanoloss.tokenizer import Tokenizer, train_bpe
 
-# -----------------------------------------------------------------------------
-# windows
+# windows ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('n_tokens,block_size', [(1000, 16), (103, 10), (17, 16), (40, 16), (33, 16)])
@@ -85,8 +84,7 @@ def test_every_token_is_scored_once(stride):
     assert [i for start, length, _ in blocks for i in range(start, start + length)] == list(range(1, 30))
 
 
-# -----------------------------------------------------------------------------
-# files
+# files ------------------------------------------------------------------------
 
 BPE = train_bpe(['the cat sat on the mat, the end. éé 🎉🎉'] * 30, 300)
 

@@ -123,8 +123,7 @@ def test_calibrate(tmp_path, loss):
     assert sampling_temperature('plain') == pytest.approx(0.8 * T if loss == 'mse' else 0.8, rel=1e-3)
 
 
-# -----------------------------------------------------------------------------
-# errors
+# errors -----------------------------------------------------------------------
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):

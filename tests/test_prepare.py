@@ -71,8 +71,7 @@ def text(tmp_path_factory):
     return write_txt(tmp_path_factory.mktemp('text') / 'stories.txt', make_stories(300))
 
 
-# -----------------------------------------------------------------------------
-# splits and batches
+# splits and batches -----------------------------------------------------------
 
 def test_split_is_a_function_of_the_story():
     """val has the smallest hashes, then test, then train, each with its fraction of the stories"""
@@ -99,8 +98,7 @@ def test_batches_hold_all_stories():
     assert [(len(batch), position) for batch, position in batches] == [(2, 1), (3, 4), (1, 5)]
 
 
-# -----------------------------------------------------------------------------
-# bins
+# bins -------------------------------------------------------------------------
 
 @pytest.mark.parametrize('kind, dtype, vocab_size', [('byte', 'uint8', 256), ('bpe', 'uint16', 300),
                                                      ('gpt2', 'uint16', 50257)])
@@ -209,8 +207,7 @@ def test_real_stories(tmp_path):
     assert 3.7 < splits['test']['bytes'] / splits['test']['tokens'] < 4.1
 
 
-# -----------------------------------------------------------------------------
-# the scripts
+# the scripts ------------------------------------------------------------------
 
 def test_default_folder_from_another_directory(text, tmp_path):
     """started from any directory, the bins are written beside the script, and the next command names them"""
@@ -252,8 +249,7 @@ def test_contradictory_settings(script, flags, names):
     assert status == 2 and all(name in err for name in names), err
 
 
-# -----------------------------------------------------------------------------
-# errors and old data
+# errors and old data ----------------------------------------------------------
 
 def test_data_from_another_source_is_kept(text, tmp_path):
     """only --overwrite=True replaces data from another source or of unknown origin; the same source is replaced"""
@@ -336,8 +332,7 @@ def test_gpt2_without_network(text, tmp_path):
     assert not (tmp_path / 'out').exists()
 
 
-# -----------------------------------------------------------------------------
-# signals
+# signals ----------------------------------------------------------------------
 
 def start(folder):
     """The script in a process group of its own, once it has written a part of its output."""

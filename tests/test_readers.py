@@ -132,8 +132,7 @@ def test_files_that_cannot_be_used(tmp_path):
             load_files(**{split: str(tmp_path / file) for split, file in files.items()})
 
 
-# -----------------------------------------------------------------------------
-# the hub
+# the hub ----------------------------------------------------------------------
 
 class Rows(list):
     """The part of datasets.Dataset that is used."""

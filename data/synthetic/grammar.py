@@ -22,8 +22,7 @@ def table(columns, text):
     return [dict(zip(columns.split(), map(str.strip, row.split('/')))) for row in text.split('*')[1:]]
 
 
-# -----------------------------------------------------------------------------
-# characters
+# characters -------------------------------------------------------------------
 
 # A main character always has the same friend, grown-up and home. So even a small model keeps the names consistent
 # within a story after little training.
@@ -41,8 +40,7 @@ CASTS = table('hero kind he friend friend_kind friend_he grown_up home', '''
     ''')
 PRONOUNS = {'he': ('he', 'him', 'his'), 'she': ('she', 'her', 'her')}
 
-# -----------------------------------------------------------------------------
-# places and things
+# places and things ------------------------------------------------------------
 
 PLACES = {  # name: (preposition, spots where something may lie, what one sees there)
     'park': ('in', 'under the slide|behind the big oak|beside the duck pond|under a green bench',
@@ -67,7 +65,6 @@ TOYS = {  # toy: (its color, what one does with it)
     'hoop': ('pink', 'roll it'), 'train': ('black', 'push it along'), 'robot': ('gray', 'make it march'),
     'truck': ('brown', 'drive it through the mud')}
 
-# -----------------------------------------------------------------------------
 # the lexicon: fields with the same meaning in all plots; {spot2} is another {spot} than {spot}
 
 LEXICON = {
@@ -103,8 +100,7 @@ MOODS = {  # mood of a speech: (verbs, adverbs)
     'kind': ('said', '||gently|softly|with a smile'),
     'cross': ('said grumbled', '||with a frown')}
 
-# -----------------------------------------------------------------------------
-# templates
+# templates --------------------------------------------------------------------
 
 
 @functools.cache
@@ -266,8 +262,7 @@ def tidy(text):
     return re.sub(r'[.!?]\s[a-z]|\s"[a-z]', lambda match: match[0].upper(), text)
 
 
-# -----------------------------------------------------------------------------
-# plots
+# plots ------------------------------------------------------------------------
 
 def lost(s):
     """A toy is lost, and found with the help of a friend."""
@@ -506,7 +501,6 @@ def skill(s):
         = practice makes hard things easy | nobody can do everything at first | one more try can make the difference''')
 
 
-# -----------------------------------------------------------------------------
 
 PLOTS = lost, share, rescue, build, garden, skill
 

@@ -17,21 +17,17 @@ from nanoloss.paths import DATA
 from nanoloss.prepare import prepare, progress_bar
 from nanoloss.readers import Source
 
-# -----------------------------------------------------------------------------
-# stories
+# stories ----------------------------------------------------------------------
 stories = 24000  # number of stories
 seed = 1337  # of the grammar
 val_fraction = 0.02  # fraction of the stories that go to val.bin; another 0.02 go to test.bin
-# -----------------------------------------------------------------------------
-# tokens
+# tokens -----------------------------------------------------------------------
 tokenizer = 'bpe'  # 'bpe' (learned from the training stories), 'gpt2' or 'byte'
 vocab_size = 1536  # number of ids of a BPE, end-of-text included; enough for all words of the grammar
-# -----------------------------------------------------------------------------
-# output
+# output -----------------------------------------------------------------------
 out_dir = ''  # default: data/synthetic/<tokenizer>
 overwrite = False  # replace data from another source in out_dir
 workers = 0  # processes; 0 = one per CPU, up to 8
-# -----------------------------------------------------------------------------
 
 
 def load(name):

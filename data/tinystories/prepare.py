@@ -18,24 +18,20 @@ from nanoloss.paths import DATA
 from nanoloss.prepare import prepare
 from nanoloss.readers import HUB, REVISION, load_files, load_hub
 
-# -----------------------------------------------------------------------------
-# stories
+# stories ----------------------------------------------------------------------
 input = ''  # file of training stories; '' = the Hugging Face hub
 val_input = ''  # file of validation stories; '' = take them from the training stories
 val_fraction = 0.02  # fraction of the training stories that go to val.bin
 test_input = ''  # file of test stories
 max_stories = 0  # use only the first N training stories, validation stories included; 0 = all
-# -----------------------------------------------------------------------------
-# tokens
+# tokens -----------------------------------------------------------------------
 tokenizer = 'bpe'  # 'bpe' (learned from the training stories), 'gpt2' or 'byte'
 vocab_size = 4096  # number of ids of a BPE, end-of-text included
 bpe_megabytes = 100  # MB of training text that a BPE is learned from, at about 5 MB/s; 0 = all
-# -----------------------------------------------------------------------------
-# output
+# output -----------------------------------------------------------------------
 out_dir = ''  # default: data/tinystories/<tokenizer>
 overwrite = False  # replace data from another source in out_dir
 workers = 0  # processes; 0 = one per CPU, up to 8
-# -----------------------------------------------------------------------------
 if __name__ == '__main__':  # worker processes import this file too
     configure(globals(), rules=[
         "tokenizer in ('gpt2', 'bpe', 'byte')",
