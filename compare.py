@@ -1,20 +1,25 @@
 """Compare losses: train each with several seeds, evaluate the runs and report the differences.
 
     python compare.py --losses=cross_entropy,squentropy,mse --seeds=3 --budget=iters:1000
-    python compare.py --name=alpha --losses=cross_entropy,squentropy:squentropy_weight=0.1 --seeds=8
+    python compare.py --name=alpha --losses=ce=cross_entropy,sq=squentropy:squentropy_weight=0.1 --seeds=8
+
+An entry of --losses is [name=]loss[:key=value...], where the settings after the loss are settings of train.py. The name
+consists of letters, digits, _ and -; tables, figures and files refer to the entry by this name, or by its full text if
+it has none. The table lists what each name stands for.
 
 Losses are paired by seed: the same initialization, the same batches in the same order. Each loss has its own config
 file (--each). Config files and flags of train.py on the command line override it for all losses; settings after a
-loss's name override both. Differences to the first loss are reported with confidence intervals over seeds. Running
-the same command again resumes a study and keeps finished runs. Losses and seeds can be added later; the report covers
-all runs that were evaluated.
+loss override both. Differences to the first loss are reported with confidence intervals over seeds.
+
+Running the same command again resumes a study and keeps finished runs. Losses and seeds can be added later; the report
+covers all runs that were evaluated.
 """
 import sys
 
 from configurator import configure, fail, fail_on, printable, read_settings
 
 name = 'comparison'         # the report is written to results/<name>, the runs to results/<name>/runs
-losses = 'cross_entropy,squentropy,mse' # loss:key=value:..., separated by commas; the first one is the baseline
+losses = 'cross_entropy,squentropy,mse' # [name=]loss[:key=value...], separated by commas; the first is the baseline
 seeds = 3                   # number of seeds per loss, of initialization and data order
 first_seed = 1              # the seeds are first_seed, first_seed + 1, ...
 budget = ''                 # training budget per run: iters:N | tokens:N | seconds:N; '' = max_iters
@@ -50,6 +55,7 @@ configure(globals(), argv=own_arguments, rules=[
     '1 <= jobs <= 1000'])
 import json
 import os
+import re
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -79,17 +85,21 @@ def read_arms():
     """Return {arm: settings of train.py}. Exits with status 2 on a mistake."""
     defaults, rules, applies = launcher.train_settings()
     arms = {}
-    for arm in map(str.strip, losses.split(',')):
-        loss, *assignments = arm.split(':')
+    for entry in map(str.strip, losses.split(',')):
+        head, *assignments = entry.split(':')
+        short_name, equals, loss = head.rpartition('=')
+        arm = short_name if equals else entry
         if not all('=' in assignment for assignment in assignments):
-            fail(f'--losses={losses}: found {arm}; write loss:key=value:key=value', status=2)
+            fail(f'--losses={losses}: found {entry}; write name=loss:key=value:key=value or loss:key=value', status=2)
+        if equals and not re.fullmatch('[A-Za-z0-9_-]+', short_name):
+            fail(f'--losses={losses}: found the name {short_name!r}; use letters, digits, _ and -', status=2)
         flags = [f'--{assignment}' for assignment in assignments]
         for flag in train_arguments + flags:
             key = flag.removeprefix('--').partition('=')[0]
             if key in FIXED:
                 fail(f'{flag}: compare.py sets {key} for every run; omit it', status=2)
-        if arm in arms:
-            fail(f'--losses={losses}: found {arm} twice; name each loss once', status=2)
+        if run_folder(arm, 0) in [run_folder(other, 0) for other in arms]:
+            fail(f'--losses={losses}: found {arm} twice; use different names', status=2)
         config = each.replace('{loss}', loss)
         if config and not (os.path.isfile(config) or (ROOT / config).is_file()):
             check_loss(loss)
@@ -304,6 +314,8 @@ def report(plan, data):
 def merge_plan(plan):
     """Merge a plan with plan.json and store it. Exits if the two are different studies."""
     if stored := read_json(FOLDER / 'plan.json'):
+        stored['settings'] = {arm: {'loss': arm.partition(':')[0], **settings}  # plans of older versions lack the loss
+                              for arm, settings in stored['settings'].items()}
         old, new = fixed_parts(stored), fixed_parts(plan)
         changes = [f'{key} {old[key]} -> {value}' for key, value in new.items() if old.get(key, value) != value]
         if changes:
@@ -349,7 +361,7 @@ def main():
         arms = {arm: {**settings, 'max_iters': iters[arm]} for arm, settings in arms.items()}
     plan = merge_plan({
         'declared': {'readout': readout, 'margin': margin, 'evaluations': evaluations},
-        'settings': {arm: {key: value for key, value in settings.items() if key not in FIXED}
+        'settings': {arm: {key: value for key, value in settings.items() if key == 'loss' or key not in FIXED}
                      for arm, settings in arms.items()},
         'seeds': list(range(first_seed, first_seed + seeds)),
         'data': fingerprints,

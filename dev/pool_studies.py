@@ -1,11 +1,13 @@
 """Pool compare.py studies of the same losses: paired t-tests over the seeds of all of them, and a figure.
 
-    python dev/pool_studies.py same_decay_05 same_decay_07 [--figure=docs/studies/same_decay.png]
+    python dev/pool_studies.py same_decay_05 same_decay_07 --figure=docs/studies/same_decay.png \
+        --labels="cross_entropy,label smoothing 0.05,centred squentropy 0.25"
     python dev/pool_studies.py results/mine_05/results-test.json results/mine_07/results-test.json
 
 A study is a name in docs/studies or a results.json of compare.py. Runs are paired by seed within a study, in the
-declared readout. From eight pairs on, the p-value of a sign-flip test is printed too. For several studies, the mean of
-each study is printed, and the mean of these means with a t-test on the variance within studies.
+declared readout. --labels replaces the names of the losses. From eight pairs on, the p-value of a sign-flip test is
+printed too. For several studies, the mean of each study is printed, and the mean of these means with a t-test on the
+variance within studies.
 """
 import argparse
 import json
@@ -120,39 +122,55 @@ def print_pair(runs, arm, base, readout, available, show_studies):
                              show_studies)
 
 
+def relabel(runs, labels):
+    """Replace the names of the losses in {arm: runs} by labels separated by commas."""
+    names = [label.strip() for label in labels.split(',')]
+    if len(names) != len(runs) or len(set(names)) < len(names) or not all(names):
+        fail(f'--labels={labels}: pass {len(runs)} different labels, separated by commas, for {", ".join(runs)}',
+             status=2)
+    return dict(zip(names, runs.values(), strict=True))
+
+
 def draw(path, runs, readout, studies):
-    """Write a figure of the differences to the first arm: dots are seeds, colors are studies."""
-    import matplotlib
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
+    """Write a figure of the differences to the first arm: a marker for each seed, a color for each study."""
+    from nanoloss import plotting  # imports matplotlib
     base, *others = runs
-    figure, axes = plt.subplots(1, 4, figsize=(11, 1.3 + 0.45 * len(runs)), sharey=True, layout='constrained')
-    for axis, (measure, title) in zip(axes, MEASURES.items(), strict=True):
-        axis.axvline(0, color='0.6', linewidth=1)
+    lines = max(arm.count(':') + 1 for arm in others)  # of a label
+    offsets = np.linspace(-0.35, 0.35, len(studies) + 1)  # within the row of an arm: each study, then the mean
+    row_height = max(0.17 * lines + 0.1, 0.25 * len(offsets))  # inches
+    figure, axes = plotting.plt.subplots(2, 2, figsize=(plotting.WIDTH, 2 + 2 * row_height * len(others)), sharey=True)
+    for axis, (measure, title) in zip(axes.flat, MEASURES.items(), strict=True):
+        axis.axvline(0, color=plotting.GRAY, linewidth=1)
         for y, arm in enumerate(others):
             differences = paired_differences(runs, arm, base, measure, readout, readout)
             for i, study in enumerate(studies):
                 x = [d for key, d in differences.items() if key[0] == study]
-                offset = 0.12 * (i - (len(studies) - 1) / 2)
-                axis.plot(x, [y + offset] * len(x), 'o', color=f'C{i}', markersize=4, alpha=0.6,
-                          label=short_name(study) if y == 0 else None)
+                axis.plot(x, [y + offsets[i]] * len(x), **{**plotting.style(i), 'linestyle': ''}, alpha=0.7,
+                          label=f'{short_name(study)}, one seed')
             t = paired_t(list(differences.values()))
-            axis.errorbar(t['mean'], y, xerr=t['mean'] - t['interval'][0], fmt='|', color='black', capsize=3)
-        axis.locator_params(axis='x', nbins=4)
-        axis.set(title=title)
-    axes[0].set_yticks(range(len(others)), [arm.replace(':', '\n') for arm in others], fontsize=8)
-    axes[0].set_ylim(len(others) - 0.5, -0.5)
-    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc='outside lower center', ncols=len(studies))
-    figure.suptitle(f'minus {base}; dots: seeds; bars: 95 % over seeds (t)', fontsize=9)
-    figure.savefig(path, dpi=110)
+            if t['interval']:
+                axis.errorbar(t['mean'], y + offsets[-1], xerr=t['mean'] - t['interval'][0], fmt='|', color='black',
+                              capsize=3, linewidth=1, label='mean, 95 % interval over seeds (t)')
+        plotting.separate_rows(axis, len(others))
+        better = 'higher' if measure == 'top1' else 'lower'
+        axis.set_xlabel(f'{title} ({readout})\n{better} is better')
+    for axis in axes[:, 0]:
+        axis.set_yticks(range(len(others)), [arm.replace(':', '\n') for arm in others])
+    figure.suptitle(f'difference to {base}')
+    plotting.legend_below(figure, axes[0, 0])
+    plotting.save(figure, path)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('studies', nargs='+', help='names in docs/studies, or results.json files of compare.py')
     parser.add_argument('--figure', metavar='FILE', help='also draw the differences to the first loss')
+    parser.add_argument('--labels', help='names for the losses in the output, in the order of the study, separated by '
+                                         'commas')
     args = parser.parse_args()
     runs, readout = read_studies(args.studies)
+    if args.labels:
+        runs = relabel(runs, args.labels)
     # readouts of every run: calibration takes hours for a large vocabulary, so runs may lack it
     available = set.intersection(*(set(run) for arm_runs in runs.values() for run in arm_runs.values()))
     print_means(runs, [name for name in dict.fromkeys([readout, 'calibrated']) if name in available])

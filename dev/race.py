@@ -42,15 +42,11 @@ from nanoloss import signals
 
 signals.install_excepthook('lower --batch_size')
 
-import matplotlib
 import torch
-
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
 
 from losses import cross_entropy
 from model import GPT, GPTConfig
-from nanoloss import baseline, dataloader, rng
+from nanoloss import baseline, dataloader, plotting, rng
 from nanoloss.device import processor_name
 from nanoloss.link import score_batch
 from nanoloss.metrics_log import read_metrics
@@ -131,6 +127,23 @@ def run_train(iterations, run_dir, eval_interval):
     return list(read_metrics(Path(run_dir) / 'metrics.jsonl'))
 
 
+def draw(path, curves, title):
+    """Plot both curves, with lines at the final loss of the baseline and at the time that train.py gets."""
+    figure, axes = plotting.plt.subplots(figsize=(plotting.WIDTH, 4.3))
+    finals = [curve[-1][2] for curve in curves.values()]
+    for i, (name, curve) in enumerate(curves.items()):
+        seconds, _, nats = zip(*curve, strict=True)
+        axes.plot(seconds, nats, **plotting.style(i), label=f'{name}: {nats[-1]:.3f} nats in {seconds[-1]:.0f} s')
+    baseline_seconds, _, baseline_nats = curves['baseline'][-1]
+    axes.axhline(baseline_nats, color=plotting.GRAY, linewidth=1, linestyle=':', label='final loss of the baseline')
+    axes.axvline(baseline_seconds / speedup, color=plotting.GRAY, linewidth=1, linestyle='--',
+                 label=f'1/{speedup:g} of the time of the baseline')
+    axes.set(xlabel='seconds of training', ylabel='validation nats per token', ylim=(min(finals) - 0.15, 5.5),
+             title=title)
+    axes.legend()
+    plotting.save(figure, path)
+
+
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda number, _: sys.exit(128 + number))
 trial = [line for line in run_train(100, f'{out_dir}/trial', 100) if 'loss' in line]
@@ -148,17 +161,8 @@ metrics = run_train(iterations, f'{out_dir}/train', -(-iterations // evaluations
 curves['train.py'] = [(line['seconds'], line['tokens'], line['val_nats']) for line in metrics if 'val_nats' in line]
 train_seconds, _, train_nats = curves['train.py'][-1]
 
-figure, axes = plt.subplots(figsize=(7, 4.5), constrained_layout=True)
-for (name, curve), style in zip(curves.items(), ('--', '-'), strict=True):
-    seconds, _, nats = zip(*curve, strict=True)
-    axes.plot(seconds, nats, style, label=f'{name}: {nats[-1]:.3f} nats in {seconds[-1]:.0f} s')
-axes.axhline(baseline_nats, color='grey', lw=0.7)
-axes.axvline(baseline_seconds / speedup, color='grey', lw=0.7, ls=':')
-axes.set(xlabel='seconds of training', ylabel='validation nats per token',
-         ylim=(min(baseline_nats, train_nats) - 0.15, 5.5),
-         title=f'{meta["source"] if meta else folder}: seed {seed}, {torch.get_num_threads()} threads')
-axes.legend()
-figure.savefig(f'{out_dir}/race.png', dpi=110)
+source = meta['source'] if meta else folder
+draw(f'{out_dir}/race.png', curves, f'{source}: seed {seed}, {torch.get_num_threads()} threads')
 Path(f'{out_dir}/race.json').write_text(json.dumps({
     'flags': flags, 'processor': processor_name('cpu'),
     'learning_rate': learning_rate, 'threads': torch.get_num_threads(), 'torch': torch.__version__,

@@ -136,47 +136,49 @@ def draw_figures(folder, results, figures):
             for each readout a dict with 'nats', 'confidence' and 'top1'.
     Raises ImportError if matplotlib is not installed, OSError if a file cannot be written.
     """
-    import matplotlib
-    matplotlib.use('agg')  # write files only; no display needed
-    import matplotlib.pyplot as plt
-    draw_reliability(plt, f'{folder}/reliability.png', results, figures)
-    draw_positions(plt, f'{folder}/positions.png', results, figures)
+    from nanoloss import plotting  # imports matplotlib
+    names = [result['loss'] for result in results]
+    if len(set(names)) < len(names):
+        names = [result['checkpoint'] for result in results]
+    draw_reliability(plotting, f'{folder}/reliability.png', names, results, figures)
+    draw_positions(plotting, f'{folder}/positions.png', names, results, figures)
 
 
-def draw_reliability(plt, path, results, figures):
+def draw_reliability(plotting, path, names, results, figures):
     """Accuracy against confidence in 15 groups of equal mass, for each readout; a panel for each checkpoint."""
-    figure, axes = plt.subplots(1, len(results), figsize=(5 * len(results), 5), squeeze=False, layout='constrained')
-    for ax, result, tokens in zip(axes[0], results, figures, strict=True):
-        ax.plot([0, 1], [0, 1], color='0.7', linewidth=1)
-        for name, marker in zip(result['readouts'], 'osD', strict=True):
-            _, confidence, accuracy = statistics.calibration(tokens[name]['confidence'], tokens[name]['top1'],
+    height = 4.1 if len(results) > 1 else 5.2
+    figure, axes = plotting.plt.subplots(1, len(results), figsize=(plotting.WIDTH, height), squeeze=False, sharey=True)
+    for ax, name, result, tokens in zip(axes[0], names, results, figures, strict=True):
+        ax.plot([0, 1], [0, 1], color=plotting.GRAY, linewidth=1)
+        for i, readout in enumerate(result['readouts']):
+            _, confidence, accuracy = statistics.calibration(tokens[readout]['confidence'], tokens[readout]['top1'],
                                                              mass=True)
-            ax.plot(confidence, accuracy, marker=marker, markersize=4, linewidth=1.2,
-                    label=f"{name}, ECE {result['readouts'][name]['ece_mass']:.3f}")
-        ax.set(xlabel='confidence of the top-1 prediction', ylabel='accuracy', xlim=(0, 1), ylim=(0, 1),
-               title=f"{result['loss']}, {result['split']}.bin", aspect='equal')
-        ax.legend(loc='upper left')
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+            ax.plot(confidence, accuracy, **plotting.style(i),
+                    label=f"{readout} {result['readouts'][readout]['ece_mass']:.3f}")
+        ax.set(xlabel='confidence of the top-1 prediction', xlim=(0, 1), ylim=(0, 1), aspect='equal',
+               title=f"{name}, {result['split']}.bin")
+        ax.legend(title='ECE', loc='lower right')
+    axes[0, 0].set_ylabel('top-1 accuracy')
+    plotting.save(figure, path)
 
 
-def draw_positions(plt, path, results, figures):
+def draw_positions(plotting, path, names, results, figures):
     """Nats per token against the position of the token in its story or block, in up to 40 logarithmic groups."""
-    figure, ax = plt.subplots(figsize=(7, 4.5), layout='constrained')
-    for result, tokens, style in zip(results, figures, ('-', '--'), strict=False):
+    figure, ax = plotting.plt.subplots(figsize=(plotting.WIDTH, 4.3))
+    for number, (name, result, tokens) in enumerate(zip(names, results, figures, strict=True)):
         position = tokens['position']
         edges = np.unique(np.geomspace(1, position.max() + 1, 40).astype(int))
         _, group = np.unique(np.searchsorted(edges, position, side='right'), return_inverse=True)  # no empty groups
         counts = np.bincount(group)
-        for name, color in zip(result['readouts'], ('C0', 'C1', 'C2'), strict=True):
-            nats = np.bincount(group, tokens[name]['nats'])
-            ax.plot(np.bincount(group, position) / counts, nats / counts, style, color=color, linewidth=1.2,
-                    label=f"{result['loss']}, {name}" if len(results) > 1 else name)
-        ax.axvline(result['block_size'], color='0.8', linewidth=1, zorder=0)
+        for i, readout in enumerate(result['readouts']):
+            nats = np.bincount(group, tokens[readout]['nats'])
+            style = {**plotting.style(i), 'linestyle': plotting.LINE_STYLES[number]}
+            ax.plot(np.bincount(group, position) / counts, nats / counts, **style, markersize=3,
+                    label=f'{name}, {readout}' if len(results) > 1 else readout)
+        ax.axvline(result['block_size'], color=plotting.GRAY, linewidth=1, zorder=0)
     unit = 'block' if results[0]['mode'] == 'blocks' else 'story'
     split = f"{results[0]['split']}.bin"
-    ax.set(xscale='log', xlabel=f'position of the token in its {unit} (gray line: block_size)', ylabel='nats per token',
-           title=split if len(results) > 1 else f"{results[0]['loss']}, {split}")
-    ax.legend()
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    ax.set(xscale='log', xlabel=f'position of the token in its {unit}, in tokens (gray line: block_size)',
+           ylabel='nats per token', title=split if len(results) > 1 else f'{names[0]}, {split}')
+    plotting.legend_below(figure, ax)
+    plotting.save(figure, path)

@@ -1,5 +1,6 @@
 """Results of a search by tune.py: table.md, search.png, and best.py with the settings of the best trial."""
 import math
+import textwrap
 
 import optuna
 from optuna.distributions import CategoricalDistribution
@@ -117,36 +118,36 @@ def draw(trials, importances, path, title):
     Pruned trials are plotted at their last value. Values far above the best are plotted as triangles at the
     upper edge.
     """
-    import matplotlib
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
     import numpy as np
+
+    from nanoloss import plotting  # imports matplotlib
     ys = np.array([math.inf if t.user_attrs.get('diverged') else t.value for t in trials])
     pruned = np.array([t.state is TrialState.PRUNED for t in trials])
     winner = min(range(len(trials)), key=lambda i: final_nats(trials[i]))
     best = ys[winner]
     top = best + max(2.5 * float(np.median(ys[np.isfinite(ys)]) - best), 0.1)
     names = list(importances) or list(trials[0].params)
-    columns = min(4, len(names) + 1)
+    columns = min(3, len(names) + 1)
     rows = math.ceil((len(names) + 1) / columns)
-    figure, axes = plt.subplots(rows, columns, sharey=True, squeeze=False, figsize=(3.1 * columns, 2.8 * rows),
-                                layout='constrained')
+    figure, axes = plotting.plt.subplots(rows, columns, sharey=True, squeeze=False,
+                                         figsize=(plotting.WIDTH, 2.3 * rows + 0.7))
 
     def scatter(axis, xs):
-        for label, marker, color, group in (('completed', 'o', 'C0', ~pruned), ('pruned', 'x', '0.5', pruned)):
+        for label, marker, color, group in (('completed', 'o', plotting.COLORS[0], ~pruned),
+                                            ('pruned', 'x', plotting.GRAY, pruned)):
             inside, outside = group & (ys <= top), group & (ys > top)
             axis.scatter(xs[inside], ys[inside], marker=marker, color=color, s=22, label=label)
-            axis.scatter(xs[outside], np.full(outside.sum(), top), marker='^', color=color, s=22)
-        axis.scatter(xs[winner], best, marker='o', facecolors='none', edgecolors='C3', s=90, label='best')
+            axis.scatter(xs[outside], np.full(outside.sum(), top), marker='^', color=color, s=22,
+                         label=f'{label}, above the axis')
+        axis.scatter(xs[winner], best, marker='o', facecolors='none', edgecolors=plotting.COLORS[1], s=90,
+                     label='best')
         axis.set_ylim(best - 0.08 * (top - best), top + 0.04 * (top - best))
-        axis.grid(alpha=0.3)
 
     order = np.arange(1, len(trials) + 1)
-    axes[0, 0].step(order, np.minimum.accumulate([final_nats(t) for t in trials]), where='post', color='C1',
-                    label='best so far')
+    axes[0, 0].step(order, np.minimum.accumulate([final_nats(t) for t in trials]), where='post',
+                    color=plotting.COLORS[1], label='best so far')
     axes[0, 0].set_xlabel('finished trials')
     scatter(axes[0, 0], order)
-    axes[0, 0].legend(fontsize=7)
     for axis, name in zip(axes.flat[1:], names, strict=False):
         xs, d = [t.params[name] for t in trials], trials[0].distributions[name]
         if isinstance(d, CategoricalDistribution):
@@ -160,12 +161,12 @@ def draw(trials, importances, path, title):
         else:
             margin = 0.05 * (d.high - d.low)
             axis.set_xlim(d.low - margin, d.high + margin)
-        axis.set_xlabel(name + (f' (importance {importances[name]:.2f})' if importances else ''))
+        axis.set_xlabel(name + (f'\nimportance {importances[name]:.2f}' if importances else ''))
         scatter(axis, np.array(xs))
     for axis in axes.flat[len(names) + 1:]:
         axis.set_visible(False)
     for axis in axes[:, 0]:
         axis.set_ylabel('validation nats per token')
-    figure.suptitle(title if len(title) < 45 * columns else title.split(', data')[0], fontsize=9)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    figure.suptitle(textwrap.fill(title, 110))
+    plotting.legend_below(figure, axes[0, 0])
+    plotting.save(figure, path)

@@ -61,7 +61,7 @@ def describe_study(plan, scores, data, budget, jobs, split):
     """Return the data, the budget and the environment of a study in words.
 
     Args:
-        plan: contents of plan.json.
+        plan: contents of plan.json; its 'settings' are {arm: settings of train.py}.
         data: the training data, in words.
         budget, jobs, split: settings of compare.py.
     """
@@ -111,17 +111,13 @@ def format_table(title, about, plan, scores, logs, diverged, differences):
         lines.append(row([*cells, f'{np.mean(seconds):.0f}' if seconds else '']))
     for arm, found in differences.items():
         lines += ['', *difference_section(f'{arm} minus {next(iter(scores))}', found, plan['declared']['margin'])]
-    lines += ['', '## Settings', '']
-    defaults, _, _ = launcher.train_settings()
-    for arm in scores:
-        changed = [f'{key}={value}' for key, value in plan['settings'][arm].items() if value != defaults[key]]
-        lines.append(f'- {arm}: {", ".join(changed) or "the defaults"}')
+    lines += ['', *settings_section({arm: plan['settings'][arm] for arm in scores})]
     return '\n'.join(lines) + '\n'
 
 
 def difference_section(title, found, margin):
     lines = [f'## {title}, {found["seeds"]} seeds', '',
-             *header(['', 'difference', '95 % over seeds (t)', 'p (t)', '95 % over seeds and stories',
+             *header(['', 'difference', '95 % interval over seeds (t)', 'p (t)', '95 % interval over seeds and stories',
                       'minimum detectable difference (80 % power)'])]
     for measure, name in {**MEASURES, **CALIBRATED_MEASURES}.items():
         if measure not in found:
@@ -129,7 +125,7 @@ def difference_section(title, found, margin):
         d = found[measure]
         p = '' if d['p'] is None else f'{d["p"]:.4f}' if d['p'] >= 1e-4 else '< 0.0001'
         if 'flip' in d:
-            p += f' (sign flips {d["flip"]:.4f})'
+            p += f' (sign-flip test {d["flip"]:.4f})'
         lines.append(row([name, f'{d["mean"]:+.4f}', format_interval(d['interval']), p,
                           format_interval(d.get('crossed')),
                           '' if d['detectable'] is None else f'{d["detectable"]:.4f}']))
@@ -139,6 +135,20 @@ def difference_section(title, found, margin):
         lines += ['', f'99 % upper bound on the difference in nats per token: {upper:+.4f}, {verdict} the margin of '
                       f'{margin:g}.']
     return lines
+
+
+def settings_section(settings):
+    """settings: {arm: settings of train.py}"""
+    defaults, _, _ = launcher.train_settings()
+    changed = {arm: [f'{key}={value}' for key, value in values.items() if key != 'loss' and value != defaults[key]]
+               for arm, values in settings.items()}
+    first = next(iter(changed.values()))
+    common = [text for text in first if all(text in texts for texts in changed.values())]
+    lines = ['## Settings', '']
+    for arm, texts in changed.items():
+        own = [text for text in texts if text not in common]
+        lines.append(f'- {arm}: ' + ', '.join([f'loss={settings[arm]["loss"]}', *own]))
+    return [*lines, f'- common settings: {", ".join(common) or "the defaults of train.py"}']
 
 
 def format_stories(stories, seed):
@@ -175,45 +185,45 @@ def format_interval(interval):
 def draw_figures(folder, suffix, scores, logs, differences, readout):
     """Write the figures of a study to folder.
 
-    differences.png: differences to the baseline, one dot per seed. curves.png: validation nats during training.
+    differences.png: differences to the baseline, one marker per seed. curves.png: validation nats during training.
     calibration.png: reliability diagrams. frequency.png: nats by the token's frequency. `suffix` is appended to the
     names.
     """
-    import matplotlib
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
+    from nanoloss import plotting  # imports matplotlib
     scored = {arm: runs for arm, runs in scores.items() if runs}
-    figures = {'curves': draw_curves(plt, scored, logs), 'calibration': draw_calibration(plt, scored),
-               'frequency': draw_frequency(plt, scored, readout)}
+    figures = {'curves': draw_curves(plotting, scored, logs), 'calibration': draw_calibration(plotting, scored),
+               'frequency': draw_frequency(plotting, scored, readout)}
     if differences:
-        figures['differences'] = draw_differences(plt, scores, differences, readout)
+        figures['differences'] = draw_differences(plotting, scores, differences, readout)
     for name, figure in figures.items():
-        figure.savefig(folder / f'{name}{suffix}.png', dpi=110)
-    plt.close('all')
+        plotting.save(figure, folder / f'{name}{suffix}.png')
 
 
-def draw_differences(plt, scores, differences, readout):
+def draw_differences(plotting, scores, differences, readout):
     base = next(iter(scores))
-    figure, axes = plt.subplots(1, 2, figsize=(11, 1.4 + 0.32 * len(differences)), sharey=True, layout='constrained')
-    for axis, measure in zip(axes, ('nats', 'top1'), strict=True):
-        axis.axvline(0, color='0.6', linewidth=1)
+    lines = max(arm.count(':') + 1 for arm in differences)  # of a label
+    figure, axes = plotting.plt.subplots(1, 2, figsize=(plotting.WIDTH, 1.3 + (0.3 + 0.14 * lines) * len(differences)),
+                                         sharey=True)
+    for axis, (measure, better) in zip(axes, (('nats', 'lower'), ('top1', 'higher')), strict=True):
+        axis.axvline(0, color=plotting.GRAY, linewidth=1)
         for y, arm in enumerate(differences):
             d = [scores[arm][seed][0]['readouts'][readout][measure] -
                  scores[base][seed][0]['readouts'][readout][measure] for seed in scores[arm] if seed in scores[base]]
-            axis.plot(d, [y] * len(d), 'o', color='C0', markersize=4, alpha=0.5)
+            axis.plot(d, [y - 0.15] * len(d), 'o', color=plotting.COLORS[0], alpha=0.6, label='one seed')
             interval = differences[arm][measure]['interval'] if d else None
             if interval:
-                axis.errorbar(np.mean(d), y, xerr=np.ptp(interval) / 2, fmt='|', color='black', capsize=3, linewidth=1)
-        axis.locator_params(axis='x', nbins=6)
-        axis.set(xlabel=f'{MEASURES[measure]} ({readout})')
-    axes[0].set_yticks(range(len(differences)), [arm.replace(':', '\n', 1) for arm in differences], fontsize=8)
-    axes[0].invert_yaxis()
-    figure.suptitle(f'minus {base}; dots: seeds; bars: 95 % over seeds (t)', fontsize=9)
+                axis.errorbar(np.mean(d), y + 0.15, xerr=np.ptp(interval) / 2, fmt='|', color='black', capsize=3,
+                              linewidth=1, label='mean, 95 % interval over seeds (t)')
+        plotting.separate_rows(axis, len(differences))
+        axis.set(xlabel=f'{MEASURES[measure]} ({readout})\n{better} is better')
+    axes[0].set_yticks(range(len(differences)), [arm.replace(':', '\n') for arm in differences])
+    figure.suptitle(f'difference to {base}')
+    plotting.legend_below(figure, axes[0])
     return figure
 
 
-def draw_curves(plt, scores, logs):
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout='constrained')
+def draw_curves(plotting, scores, logs):
+    figure, axes = plotting.plt.subplots(1, 2, figsize=(plotting.WIDTH, 4), sharey=True)
     limits = []
     for i, arm in enumerate(scores):
         evaluations = [[entry for entry in logs[arm][seed] if 'val_nats' in entry][1:]  # not of the untrained model
@@ -222,48 +232,53 @@ def draw_curves(plt, scores, logs):
         evaluations = [[entry for entry in entries if entry['iter'] in common] for entries in evaluations]
         nats = np.array([[entry['val_nats'] for entry in entries] for entries in evaluations])  # (seeds, evaluations)
         limits += [nats.min(), np.median(nats[:, 0])]
+        style = plotting.style(i)
         for axis, key in zip(axes, ('tokens', 'seconds'), strict=True):
             x = np.mean([[entry[key] for entry in entries] for entries in evaluations], axis=0)
-            axis.plot(x, nats.mean(0), color=f'C{i}', marker='o', markersize=3, label=f'{arm} ({len(nats)} seeds)')
-            axis.fill_between(x, nats.min(0), nats.max(0), color=f'C{i}', alpha=0.2, linewidth=0)
-    for axis, key in zip(axes, ('tokens', 'seconds'), strict=True):
-        axis.set(xlabel=f'{key} of training')
+            axis.plot(x, nats.mean(0), **style, label=f'{arm} ({len(nats)} seeds)')
+            axis.fill_between(x, nats.min(0), nats.max(0), color=style['color'], alpha=0.2, linewidth=0)
+    plotting.label_tokens(axes[0], 'training tokens')
+    axes[1].set_xlabel('seconds of training')
+    for axis in axes:
         axis.set_xlim(left=0)
     axes[0].set_ylim(min(limits) - 0.05, max(limits) + 0.05)  # a single high start does not compress the curves
-    axes[0].set(ylabel='nats per token, fixed windows\nof val.bin, link readout')
-    legend_below(figure, axes[0], title='mean; band: minimum to maximum')
+    axes[0].set_ylabel('validation nats per token (link)')
+    plotting.legend_below(figure, axes[0], title='mean over seeds; band: minimum to maximum')
     return figure
 
 
-def draw_calibration(plt, scores):
-    figure, axes = plt.subplots(1, len(scores), figsize=(4.2 * len(scores), 4.2), squeeze=False, layout='constrained')
-    for axis, (arm, runs) in zip(axes[0], scores.items(), strict=True):
-        axis.plot([0, 1], [0, 1], color='0.7', linewidth=1)
+def draw_calibration(plotting, scores):
+    columns = min(2, len(scores))
+    rows = -(-len(scores) // columns)
+    figure, axes = plotting.plt.subplots(rows, columns, figsize=(plotting.WIDTH, 3.9 * rows), squeeze=False)
+    for axis, (arm, runs) in zip(axes.flat, scores.items(), strict=False):
+        axis.plot([0, 1], [0, 1], color=plotting.GRAY, linewidth=1)
         for i, readout in enumerate(READOUTS):
-            for n, (result, arrays) in enumerate(runs.values()):
+            style = {**plotting.style(i), 'markersize': 3, 'linewidth': 1}
+            label = f'{readout} {np.mean([result["readouts"][readout]["ece_mass"] for result, _ in runs.values()]):.3f}'
+            for n, (_, arrays) in enumerate(runs.values()):
                 count, confidence, correct = arrays['calibration'][i].T
-                label = f'{readout}, ECE {result["readouts"][readout]["ece_mass"]:.3f}' if n == 0 else None
-                axis.plot(confidence[count > 0], correct[count > 0], color=f'C{i}', linewidth=1, label=label)
-        axis.set(xlabel='confidence', ylabel='accuracy', xlim=(0, 1), ylim=(0, 1), aspect='equal')
-        axis.set_title(arm.replace(':', '\n'), fontsize=9)
-        axis.legend(fontsize=8)
+                axis.plot(confidence[count > 0], correct[count > 0], **style, label=label if n == 0 else None)
+        axis.set(xlim=(0, 1), ylim=(0, 1), aspect='equal', title=arm.replace(':', '\n'))
+        axis.legend(title='ECE, mean over seeds', loc='lower right')
+    for axis in axes.flat[len(scores):]:
+        axis.set_visible(False)
+    figure.supxlabel('confidence of the top-1 prediction; one curve per seed', fontsize=9)
+    figure.supylabel('top-1 accuracy', fontsize=9)
     return figure
 
 
-def draw_frequency(plt, scores, readout):
-    figure, axis = plt.subplots(figsize=(6.5, 4.2), layout='constrained')
+def draw_frequency(plotting, scores, readout):
+    figure, axis = plotting.plt.subplots(figsize=(plotting.WIDTH, 4))
     for i, (arm, runs) in enumerate(scores.items()):
-        for n, (_, arrays) in enumerate(runs.values()):
-            occurrences, tokens, *nats = arrays['frequency'].T
-            scored = tokens > 0
-            axis.plot(occurrences[scored], nats[READOUTS.index(readout)][scored] / tokens[scored], color=f'C{i}',
-                      marker='o', markersize=3, linewidth=1, label=arm if n == 0 else None)
-    axis.set(xscale='log', xlabel='occurrences of the token in train.bin (bins double)',
-             ylabel=f'nats per token, {readout}')
-    legend_below(figure, axis)
+        occurrences, tokens = next(iter(runs.values()))[1]['frequency'].T[:2]
+        scored = tokens > 0
+        nats = np.array([arrays['frequency'][scored, 2 + READOUTS.index(readout)] for _, arrays in runs.values()])
+        nats /= tokens[scored]  # (seeds, groups)
+        style = plotting.style(i)
+        axis.plot(occurrences[scored], nats.mean(0), **style, label=f'{arm} ({len(nats)} seeds)')
+        axis.fill_between(occurrences[scored], nats.min(0), nats.max(0), color=style['color'], alpha=0.2, linewidth=0)
+    axis.set(xscale='log', xlabel='occurrences of the token in the training data (groups within a factor of two)',
+             ylabel=f'nats per token ({readout})')
+    plotting.legend_below(figure, axis, title='mean over seeds; band: minimum to maximum')
     return figure
-
-
-def legend_below(figure, axis, **kwargs):
-    """Put the legend of an axis below the figure, because names of arms are long."""
-    figure.legend(*axis.get_legend_handles_labels(), fontsize=8, loc='outside lower center', **kwargs)

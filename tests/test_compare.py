@@ -1,5 +1,6 @@
 """Studies of compare.py, as a user runs them."""
 import json
+import re
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ def compare(*flags, cwd):
     ('--readout=best', 'readout'), ('--budget=hours:3', '--budget'), ('--budget=iters:nan', '--budget'),
     ('--nlayer=2', '--n_layer'), ('--seed=3', 'seed'), ('--losses=mse:seed=3', 'seed'),
     ('--losses=mse:mse_target', '--losses'), ('--losses=mse, mse', '--losses'),
+    ('--losses=a=mse,a=cross_entropy', '--losses'), ('--losses=mse=cross_entropy,mse', '--losses'),
+    ('--losses=a.b=mse', '--losses'), ('--losses==mse', '--losses'), ('--losses=a=b=mse', '--losses'),
     ('--losses=mse:squentropy_weight=0.3', '--squentropy_weight'), ('--losses=mse,mse:dataset=x', 'dataset')])
 def test_mistakes_answer_before_torch(tmp_path, flag, name):
     """One line with the name of the flag, status 2, and no import of torch."""
@@ -72,6 +75,28 @@ def test_a_small_study(tiny_data, tmp_path):
         assert arrays['frequency'][:, 2 + i].sum() == pytest.approx(arrays['nats'][i].sum(), rel=1e-5)
     status, _, err = compare(*flags, '--losses=squentropy', cwd=tmp_path)
     assert status == 1 and '--losses' in err and err.count('\n') == 1
+
+
+def test_names(tiny_data, tmp_path):
+    """Names are used in folders, plan, results and table, which lists what they stand for; to give the name of a
+    finished run to another loss is refused, also if a plan does not store the loss."""
+    flags, folder = [*SMALL, f'--dataset={tiny_data}', '--seeds=1', '--num_samples=0'], tmp_path / 'results/s'
+    status, _, err = compare(*flags, '--losses=mse,s-q_2=squentropy:squentropy_weight=0.1', cwd=tmp_path)
+    assert status == 0, err
+    assert sorted(path.name for path in folder.glob('runs/*')) == ['mse-1', 's-q_2-1']
+    plan = json.loads((folder / 'plan.json').read_text())
+    assert plan['settings']['s-q_2']['loss'] == 'squentropy' and plan['settings']['s-q_2']['squentropy_weight'] == 0.1
+    assert list(json.loads((folder / 'results.json').read_text())['runs']) == ['mse', 's-q_2']
+    settings = (folder / 'table.md').read_text().partition('## Settings')[2]
+    assert re.search(r'^- s-q_2: .*squentropy.*squentropy_weight=0\.1$', settings, re.MULTILINE)
+    status, _, err = compare(*flags, '--losses=mse,s-q_2=cross_entropy', cwd=tmp_path)
+    assert status == 1 and 's-q_2' in err and err.count('\n') == 1
+    del plan['settings']['mse']['loss']
+    (folder / 'plan.json').write_text(json.dumps(plan))
+    status, _, err = compare(*flags, '--losses=mse=cross_entropy', cwd=tmp_path)
+    assert status == 1 and 'mse: loss' in err and err.count('\n') == 1
+    status, _, err = compare(*flags, '--losses=mse', cwd=tmp_path)
+    assert status == 0, err
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ DEFAULTS = {'loss': 'mse', 'seed': 0, 'out_dir': '', 'sample_tokens': 0, 'learni
 
 @pytest.fixture(autouse=True)
 def stand_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the stand-in writes to the current folder if there is no --out_dir
     (tmp_path / 'train.py').write_text(STAND_IN)
     monkeypatch.setattr(launcher, 'TRAIN', tmp_path / 'train.py')
     monkeypatch.setattr(launcher, 'ROOT', tmp_path)

@@ -30,10 +30,11 @@ def test_pooled_figures(tmp_path):
     reference = stats.ttest_ind(a, -np.array(b))  # mean(a) + mean(b) over the pooled error is the same t
     assert mean == pytest.approx((np.mean(a) + np.mean(b)) / 2) and p == pytest.approx(reference.pvalue)
     assert interval == pytest.approx([x / 2 for x in reference.confidence_interval(0.95)])
-    status, out, err = run(ROOT / 'dev/pool_studies.py', *names, f'--figure={tmp_path}/figure.png')
+    status, out, err = run(ROOT / 'dev/pool_studies.py', *names, f'--figure={tmp_path}/figure.png', '--labels=CE, the other')
     assert status == 0 and (tmp_path / 'figure.png').stat().st_size > 5_000, err
     pooled = stats.ttest_1samp(a + b, 0)
     low, high = pooled.confidence_interval(0.95)
+    assert 'the other minus CE' in out and 'cross_entropy' not in out
     assert f'{np.mean(a + b):+.4f} [{low:+.4f}, {high:+.4f}] p = {pooled.pvalue:.2g}' in out
 
 
@@ -45,6 +46,21 @@ def test_studies_that_cannot_be_pooled(tmp_path):
         with pytest.raises(SystemExit) as refused:
             pool_studies.read_studies([f'{tmp_path}/{name}.json' for name in names])
         assert refused.value.code == expected
+
+
+def test_labels(tmp_path):
+    """There must be one label per loss, all different."""
+    write_study(tmp_path / 'a.json', [1, 2])
+    for labels in ('CE', 'CE,MSE,other', 'CE,CE', 'CE,'):
+        status, out, err = run(ROOT / 'dev/pool_studies.py', tmp_path / 'a.json', f'--labels={labels}')
+        assert status == 2 and '--labels' in err and err.count('\n') == 1 and not out
+
+
+def test_figure_of_one_pair(tmp_path):
+    """One pair has no interval, but a figure."""
+    write_study(tmp_path / 'a.json', [1])
+    status, _, err = run(ROOT / 'dev/pool_studies.py', tmp_path / 'a.json', f'--figure={tmp_path}/figure.png')
+    assert status == 0 and (tmp_path / 'figure.png').stat().st_size > 5_000, err
 
 
 def test_kept_studies():

@@ -57,7 +57,7 @@ def test_table_and_figures(tmp_path):
                   for seed in runs} for arm, runs in scores.items()}
     settings = {'max_iters': 3, 'batch_size': 2, 'gradient_accumulation_steps': 1, 'block_size': 32}
     plan = {'declared': {'readout': 'link', 'margin': 0.005}, 'seeds': [1, 2],
-            'settings': {arm: {**settings, 'learning_rate': 0.125} for arm in scores}}
+            'settings': {arm: {**settings, 'loss': arm, 'learning_rate': 0.125} for arm in scores}}
     differences = study_report.paired_differences(scores, 'link', 99)
     about = study_report.describe_study(plan, scores, 'stories', '', 1, 'val')
     assert '192' in about  # tokens per run
@@ -68,7 +68,7 @@ def test_table_and_figures(tmp_path):
         nats = [result['readouts']['link']['nats'] for result, _ in scores[arm].values()]
         assert rows[arm][2].startswith(f'{np.mean(nats):.4f}') and rows[arm][-1] == '6 |'
     assert '2 diverged' in rows['mse'][1] and '1 of 2' in rows['squentropy'][1] and rows['cross_entropy'][1] == '2'
-    assert table.count('learning_rate=0.125') == 3
+    assert table.count('learning_rate=0.125') == 1 and all(f'loss={arm}' in table for arm in scores)
     study_report.draw_figures(tmp_path, '-test', scores, logs, differences, 'link')
     assert sorted(path.name for path in tmp_path.glob('*.png') if path.stat().st_size > 5_000) == [
         f'{name}-test.png' for name in ('calibration', 'curves', 'differences', 'frequency')]
