@@ -34,6 +34,9 @@ import re
 import subprocess
 import tempfile
 import time
+import timeit
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -182,63 +185,54 @@ def pairs(task):
 # -----------------------------------------------------------------------------
 # Measurement. Each case runs in its own process, which spawn starts by importing this file.
 
-def worker(pipe, case):
-    """Run one round and send its tokens/s for each True received; after False, send the peak memory in bytes."""
+def start_case(case):
+    global work, tokens, flops
     work, tokens, flops = case()
     work()  # warm-up: allocation and compilation
-    pipe.send(flops)
-    while pipe.recv():
-        calls, start = 0, time.perf_counter()
-        while calls == 0 or time.perf_counter() - start < seconds:
-            work()
-            calls += 1
-            if on_gpu:
-                torch.cuda.synchronize()
-        pipe.send(calls * tokens / (time.perf_counter() - start))
+
+
+def run_round():
+    """Run the case of this process for at least `seconds`; return its tokens/s, FLOP/s and peak memory in bytes."""
+    calls, start = 0, time.perf_counter()
+    while calls == 0 or time.perf_counter() - start < seconds:
+        work()
+        calls += 1
+        if on_gpu:
+            torch.cuda.synchronize()
+    rate = calls * tokens / (time.perf_counter() - start)
     if on_gpu:
-        pipe.send(torch.cuda.max_memory_allocated())
-    else:
-        import resource  # not on Windows
-        pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024))
+        return rate, rate * flops, torch.cuda.max_memory_allocated()
+    import resource  # not on Windows
+    memory_unit = 1 if sys.platform == 'darwin' else 1024
+    return rate, rate * flops, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * memory_unit
 
 
 def measure_pair(name, ours, other, target):
-    """Return one row: medians of tokens/s, peak memory, and the ratio of speeds of two cases that run alternately."""
+    """Run two cases alternately; return a row with medians of tokens/s and of the ratio of speeds, and peak memory."""
     context = multiprocessing.get_context('spawn')
-    processes, pipes, flops, memory, rates = [], [], [], [], [[], []]
-    for case in (ours, other):
-        pipe, child_pipe = context.Pipe()
-        processes.append(context.Process(target=worker, args=(child_pipe, case), daemon=True))
-        processes[-1].start()
-        child_pipe.close()
-        flops.append(pipe.recv())  # wait for the warm-up, so that it does not disturb the other process
-        pipes.append(pipe)
-    for _ in range(rounds):
-        for pipe, case_rates in zip(pipes, rates, strict=True):
-            pipe.send(True)
-            case_rates.append(pipe.recv())
-    for pipe, process in zip(pipes, processes, strict=True):
-        pipe.send(False)
-        memory.append(pipe.recv())
-        process.join()
-    row = {'name': name, 'ours': median(rates[0]), 'other': median(rates[1]),
-           'ratio': median(a / b for a, b in zip(*rates, strict=True)), 'target': target, 'unit': 'tokens/s',
-           'ours_bytes': memory[0], 'other_bytes': memory[1], 'all': rates}
-    return row | {'flops': row['ours'] * flops[0]} if flops[0] else row
+    with ExitStack() as stack:
+        pools = []
+        for case in (ours, other):
+            pools.append(stack.enter_context(ProcessPoolExecutor(1, context, start_case, (case,))))
+            pools[-1].submit(bool).result()  # wait for the warm-up, so that it does not disturb the other process
+        results = [[pool.submit(run_round).result() for pool in pools] for _ in range(rounds)]
+    rates, model_flops, memory = np.array(results).transpose(2, 1, 0)  # each (2, rounds)
+    row = {'name': name, 'ours': median(rates[0]), 'other': median(rates[1]), 'ratio': median(rates[0] / rates[1]),
+           'target': target, 'unit': 'tokens/s', 'ours_bytes': memory[0].max(), 'other_bytes': memory[1].max(),
+           'all': rates.tolist()}
+    return row | {'flops': median(model_flops[0])} if model_flops[0].any() else row
 
 
 def matmul_flops():
     """Return the FLOP/s of a product of two (2048, 2048) matrices in the dtype that training uses."""
     a = torch.randn(2048, 2048, device=device)
-    times = []
-    for _ in range(12):
-        start = time.perf_counter()
+
+    def product():
         with autocast:
             a @ a
         if on_gpu:
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return 2 * 2048**3 / median(times[2:])
+    return 2 * 2048**3 / median(timeit.repeat(product, number=1, repeat=12)[2:])
 
 
 def run_script(*command, until=None):
@@ -270,11 +264,12 @@ def start_rows():
                          for i in range(rounds)]
         yield {'name': 'train.py, to its first iteration', 'ours': median(first_seconds), 'unit': 's', 'target': 4}
         tokens = dataloader.open_bin(data, 'train', dataloader.read_meta(data))
-        times = []
-        for i in range(200):
-            start = time.perf_counter()
-            dataloader.read_windows(tokens, dataloader.train_windows(len(tokens), 256, 1, 16 * i, 16), 256)
-            times.append(time.perf_counter() - start)
+        first_window = itertools.count(step=16)
+
+        def load():
+            starts = dataloader.train_windows(len(tokens), 256, seed=1, start=next(first_window), count=16)
+            dataloader.read_windows(tokens, starts, 256)
+        times = timeit.repeat(load, number=1, repeat=200)
         yield {'name': 'data loading, an iteration of 16 windows', 'ours': 1000 * median(times), 'unit': 'ms',
                'target': None}
 

@@ -5,6 +5,8 @@ A result is the dict that evaluate.py computes for a checkpoint and that --json=
 """
 import json
 import math
+import textwrap
+from pathlib import Path
 
 import numpy as np
 
@@ -139,6 +141,8 @@ def draw_figures(folder, results, figures):
     from nanoloss import plotting  # imports matplotlib
     names = [result['loss'] for result in results]
     if len(set(names)) < len(names):
+        names = [Path(result['checkpoint']).parent.name for result in results]
+    if len(set(names)) < len(names):
         names = [result['checkpoint'] for result in results]
     draw_reliability(plotting, f'{folder}/reliability.png', names, results, figures)
     draw_positions(plotting, f'{folder}/positions.png', names, results, figures)
@@ -153,10 +157,10 @@ def draw_reliability(plotting, path, names, results, figures):
         for i, readout in enumerate(result['readouts']):
             _, confidence, accuracy = statistics.calibration(tokens[readout]['confidence'], tokens[readout]['top1'],
                                                              mass=True)
-            ax.plot(confidence, accuracy, **plotting.style(i),
+            ax.plot(confidence, accuracy, **plotting.readout_style(i),
                     label=f"{readout} {result['readouts'][readout]['ece_mass']:.3f}")
         ax.set(xlabel='confidence of the top-1 prediction', xlim=(0, 1), ylim=(0, 1), aspect='equal',
-               title=f"{name}, {result['split']}.bin")
+               title=textwrap.fill(f"{name}, {result['split']}.bin", 50 if len(results) > 1 else 100))
         ax.legend(title='ECE', loc='lower right')
     axes[0, 0].set_ylabel('top-1 accuracy')
     plotting.save(figure, path)
@@ -172,13 +176,13 @@ def draw_positions(plotting, path, names, results, figures):
         counts = np.bincount(group)
         for i, readout in enumerate(result['readouts']):
             nats = np.bincount(group, tokens[readout]['nats'])
-            style = {**plotting.style(i), 'linestyle': plotting.LINE_STYLES[number]}
-            ax.plot(np.bincount(group, position) / counts, nats / counts, **style, markersize=3,
+            style = {**plotting.readout_style(i), 'linestyle': plotting.LINE_STYLES[number]}
+            ax.plot(np.bincount(group, position) / counts, nats / counts, **style,
                     label=f'{name}, {readout}' if len(results) > 1 else readout)
         ax.axvline(result['block_size'], color=plotting.GRAY, linewidth=1, zorder=0)
     unit = 'block' if results[0]['mode'] == 'blocks' else 'story'
     split = f"{results[0]['split']}.bin"
     ax.set(xscale='log', xlabel=f'position of the token in its {unit}, in tokens (gray line: block_size)',
            ylabel='nats per token', title=split if len(results) > 1 else f'{names[0]}, {split}')
-    plotting.legend_below(figure, ax)
+    plotting.legend_below(figure, ax, max_columns=3 if len(results) == 1 else len(results))
     plotting.save(figure, path)

@@ -254,11 +254,11 @@ def draw_calibration(plotting, scores):
     for axis, (arm, runs) in zip(axes.flat, scores.items(), strict=False):
         axis.plot([0, 1], [0, 1], color=plotting.GRAY, linewidth=1)
         for i, readout in enumerate(READOUTS):
-            style = {**plotting.style(i), 'markersize': 3, 'linewidth': 1}
             label = f'{readout} {np.mean([result["readouts"][readout]["ece_mass"] for result, _ in runs.values()]):.3f}'
             for n, (_, arrays) in enumerate(runs.values()):
                 count, confidence, correct = arrays['calibration'][i].T
-                axis.plot(confidence[count > 0], correct[count > 0], **style, label=label if n == 0 else None)
+                axis.plot(confidence[count > 0], correct[count > 0], **plotting.readout_style(i),
+                          label=label if n == 0 else None)
         axis.set(xlim=(0, 1), ylim=(0, 1), aspect='equal', title=arm.replace(':', '\n'))
         axis.legend(title='ECE, mean over seeds', loc='lower right')
     for axis in axes.flat[len(scores):]:

@@ -1,10 +1,7 @@
 """oneDNN's products against float64, and their effect on a process that uses them."""
-import subprocess
-import sys
-
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, run
 
 from nanoloss import matmul
 
@@ -68,8 +65,9 @@ def test_packed_linear(rows, dtype, size, has_bias):
         assert is_close(total.to(dtype), exact + residual)
 
 
-SCRIPT = '''
+SCRIPT = f'''
 import sys, torch
+sys.path.insert(0, {str(ROOT)!r})
 import losses
 from model import GPT, GPTConfig
 from nanoloss import matmul
@@ -89,12 +87,12 @@ torch.save([loss.detach()] + [p.grad for p in model.parameters()], sys.argv[2])
                     reason='needs AVX-512 and MKL')
 def test_use_onednn(tmp_path):
     """A process that uses oneDNN gets the same loss and gradients up to rounding, and prints no warning."""
+    (tmp_path / 'script.py').write_text(SCRIPT)
     results = []
     for library in ('oneDNN', 'torch'):
         path = tmp_path / library
-        done = subprocess.run([sys.executable, '-c', SCRIPT, library, str(path)], cwd=ROOT, text=True,
-                              capture_output=True, check=True)
-        assert done.stderr == ''
+        status, _, err = run(tmp_path / 'script.py', library, path)
+        assert status == 0 and err == ''
         results.append(torch.load(path, weights_only=True))
     assert not all(torch.equal(a, b) for a, b in zip(*results, strict=True))  # the libraries round differently
     for a, b in zip(*results, strict=True):
