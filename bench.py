@@ -9,7 +9,6 @@ from configurator import configure, fail
 
 TASKS = ('heads', 'train', 'sample', 'prepare', 'start')
 
-# -----------------------------------------------------------------------------
 rounds = 5              # the two cases of a row run alternately this many times; results are medians
 seconds = 2.0           # minimum duration of a round
 threads = 0             # threads per process; 0 = all cores
@@ -18,7 +17,6 @@ device = 'auto'         # auto | cpu | cuda
 dtype = 'auto'          # auto | float32 | bfloat16
 compile = False         # use torch.compile for both cases of a row
 json = False            # print one JSON object instead of the table
-# -----------------------------------------------------------------------------
 task = sys.argv[1] if len(sys.argv) > 1 and not sys.argv[1].startswith('-') else ''
 configure(globals(), argv=sys.argv[2:] if task else sys.argv[1:], rules=[
     'rounds >= 1', 'seconds > 0', 'threads >= 0', "device in ('auto', 'cpu', 'cuda')",
@@ -73,7 +71,6 @@ except ValueError as e:
 on_gpu = device.startswith('cuda')
 
 
-# -----------------------------------------------------------------------------
 # Cases. Each returns a function to measure, the tokens that one call processes, and the FLOPs per token (0 = unknown).
 
 def new_model(C, shape):
@@ -182,7 +179,6 @@ def pairs(task):
     return rows
 
 
-# -----------------------------------------------------------------------------
 # Measurement. Each case runs in its own process, which spawn starts by importing this file.
 
 def start_case(case):

@@ -5,7 +5,6 @@
 """
 from configurator import configure, fail, printable
 
-# -----------------------------------------------------------------------------
 checkpoint = ''          # checkpoint file; '' = best.pt or ckpt.pt of out_dir
 out_dir = ''             # folder of a run; '' = the newest under out/
 start = ''               # beginning of the stories: text, or FILE:path of a text file; '' = a new story
@@ -17,7 +16,6 @@ top_p = 0.9              # sample from the most likely tokens that hold this sha
 seed = 1337              # of the sampling
 device = 'auto'          # auto | cpu | cuda | cuda:1 | mps
 dtype = 'auto'           # auto | float32 | bfloat16 | float16
-# -----------------------------------------------------------------------------
 configure(globals(), rules=[
     '1 <= num_samples <= 100_000', 'max_new_tokens >= 1', 'temperature >= 0', 'top_k >= 0', '0 < top_p <= 1',
     'seed >= 0', ('not (checkpoint and out_dir)', 'omit one of them'),

@@ -13,7 +13,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from configurator import configure, fail
 
-# -----------------------------------------------------------------------------
 out_dir = 'out/race'        # output folder
 dataset = 'tinystories/bpe' # name under data/, or a folder with token bins
 max_iters = 2000            # of the baseline
@@ -26,7 +25,6 @@ own_batch_size = 8          # windows per iteration of train.py
 seed = 1337                 # of initialization and data order, for both
 evaluations = 20            # per curve
 eval_windows = 320          # windows of val.bin per evaluation
-# -----------------------------------------------------------------------------
 configure(globals(), rules=["out_dir != '' and '{' not in out_dir", 'max_iters >= 100', 'learning_rate > 0',
                             'speedup > 0', 'batch_size >= 1', 'own_batch_size >= 1', 'eval_windows >= 1',
                             ('eval_windows % own_batch_size == 0', 'choose a multiple of own_batch_size'),

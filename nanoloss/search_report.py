@@ -136,9 +136,11 @@ def draw(trials, importances, path, title):
         for label, marker, color, group in (('completed', 'o', plotting.COLORS[0], ~pruned),
                                             ('pruned', 'x', plotting.GRAY, pruned)):
             inside, outside = group & (ys <= top), group & (ys > top)
-            axis.scatter(xs[inside], ys[inside], marker=marker, color=color, s=22, label=label)
-            axis.scatter(xs[outside], np.full(outside.sum(), top), marker='^', color=color, s=22,
-                         label=f'{label}, above the axis')
+            if inside.any():
+                axis.scatter(xs[inside], ys[inside], marker=marker, color=color, s=22, label=label)
+            if outside.any():
+                axis.scatter(xs[outside], np.full(outside.sum(), top), marker='^', color=color, s=22,
+                             label=f'{label}, above the axis')
         axis.scatter(xs[winner], best, marker='o', facecolors='none', edgecolors=plotting.COLORS[1], s=90,
                      label='best')
         axis.set_ylim(best - 0.08 * (top - best), top + 0.04 * (top - best))

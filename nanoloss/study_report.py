@@ -254,16 +254,17 @@ def draw_calibration(plotting, scores):
     for axis, (arm, runs) in zip(axes.flat, scores.items(), strict=False):
         axis.plot([0, 1], [0, 1], color=plotting.GRAY, linewidth=1)
         for i, readout in enumerate(READOUTS):
-            label = f'{readout} {np.mean([result["readouts"][readout]["ece_mass"] for result, _ in runs.values()]):.3f}'
-            for n, (_, arrays) in enumerate(runs.values()):
-                count, confidence, correct = arrays['calibration'][i].T
-                axis.plot(confidence[count > 0], correct[count > 0], **plotting.readout_style(i),
-                          label=label if n == 0 else None)
+            ece = np.mean([result['readouts'][readout]['ece_mass'] for result, _ in runs.values()])
+            groups = np.array([arrays['calibration'][i] for _, arrays in runs.values()])  # (seeds, groups, 3)
+            count = groups[:, :, 0].sum(0)
+            confidence, accuracy = np.einsum('sg,sgk->kg', groups[:, :, 0], groups[:, :, 1:])[:, count > 0]
+            axis.plot(confidence / count[count > 0], accuracy / count[count > 0], **plotting.readout_style(i),
+                      label=f'{readout} {ece:.3f}')
         axis.set(xlim=(0, 1), ylim=(0, 1), aspect='equal', title=arm.replace(':', '\n'))
-        axis.legend(title='ECE, mean over seeds', loc='lower right')
+        axis.legend(title='ECE', loc='lower right')
     for axis in axes.flat[len(scores):]:
         axis.set_visible(False)
-    figure.supxlabel('confidence of the top-1 prediction; one curve per seed', fontsize=9)
+    figure.supxlabel('confidence of the top-1 prediction (means over seeds)', fontsize=9)
     figure.supylabel('top-1 accuracy', fontsize=9)
     return figure
 
