@@ -1,5 +1,5 @@
 # The default model, 4 layers of width 128, with cross-entropy.
 out_dir = 'out/tinystories_{loss}'
 loss = 'cross_entropy'
-optimizer = 'muon'  # Muon and this learning rate were the fastest of those tried (README, "Sooner to the same loss")
+optimizer = 'muon'  # Muon and this learning rate were the best of those tried (docs/performance.md)
 learning_rate = 8e-3

@@ -1,4 +1,4 @@
-# As train_tinystories_cross_entropy.py, with MSE and the values that tune.py found for it (README, "What it found").
+# As train_tinystories_cross_entropy.py, with MSE and the values that tune.py found for it (docs/results.md).
 from train_tinystories_cross_entropy import *
 loss = 'mse'
 mse_true_weight = 17.3  # the plain square loss has 1 and 1

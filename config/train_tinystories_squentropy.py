@@ -1,5 +1,4 @@
-# As train_tinystories_cross_entropy.py, with squentropy and the values that tune.py found for it (README, "What it
-# found").
+# As train_tinystories_cross_entropy.py, with squentropy and the values that tune.py found for it (docs/results.md).
 from train_tinystories_cross_entropy import *
 loss = 'squentropy'
 squentropy_weight = 0.083  # the published loss has 1

@@ -9,8 +9,8 @@ Each page starts with a clean clone, in which the stories of --data, a file wher
 for TinyStories: the last 1,000 are test.txt, the others stories.txt, and both are in data/tinystories/bpe. Without
 --data they are synthetic.
 
-Models are tiny and runs short (see SETTINGS and FLAGS): this checks that commands work, not what they print. The last
-line is the number of failures, and the exit status is 1 if there are any.
+Models are tiny and runs short (see SETTINGS and FLAGS): this checks that commands work, not what they print. Prints a
+line per command with its status and time. The exit status is 1 if a command failed.
 """
 import argparse
 import os
@@ -41,7 +41,8 @@ FLAGS = {
     'evaluate.py': '--bootstrap=99',
     'sample.py': '--max_new_tokens=20',
     'bench.py': '--rounds=1 --seconds=0.1',
-    'dev/race.py': '--max_iters=200 --speedup=1 --evaluations=2 --eval_windows=8 --flags=--eval_iters=1',
+    'dev/race.py': '--max_iters=200 --speedup=1 --evaluations=2 --eval_windows=8 --batch_size=1 --own_batch_size=1',
+    'data/synthetic/prepare.py': '--stories=3000',
 }
 
 
@@ -55,7 +56,7 @@ def read_blocks(page):
     for line in page.read_text(encoding='utf-8').splitlines():
         if commands is not None and line.strip() == '```':
             joined = re.sub(r'\\\n\s*', '', '\n'.join(commands))
-            blocks.append(([command for command in joined.splitlines() if command.strip() and command[0] != '#'], reason))
+            blocks.append(([line for line in joined.splitlines() if line.strip() and line[0] != '#'], reason))
             commands, reason = None, ''
         elif commands is not None:
             commands.append(line)
@@ -137,11 +138,12 @@ def main():
     if unknown := [str(page) for page in wanted if page not in pages()]:
         parser.error(f'{", ".join(unknown)}: pass README.md or a page in docs/')
 
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that run() kills its command
     failures = 0
     with tempfile.TemporaryDirectory() as scratch:
         clone, clean = Path(scratch, 'clone'), Path(scratch, 'clean')
         write_launchers(Path(scratch, 'bin'), os.path.abspath(options.python))
-        env = {**os.environ, 'PATH': f'{scratch}/bin:{os.environ["PATH"]}', 'WANDB_MODE': 'offline'}
+        env = {'OMP_NUM_THREADS': '1', **os.environ, 'PATH': f'{scratch}/bin:{os.environ["PATH"]}'}
         subprocess.run(['git', 'clone', '--quiet', ROOT, clean], check=True)
         write_stories(clean, options.data)
         prepare = 'python data/tinystories/prepare.py --input=stories.txt --test_input=test.txt'

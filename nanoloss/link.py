@@ -18,7 +18,7 @@ import torch.nn.functional as F
 import losses
 
 # Weight of softmax in the link readout. The link alone can assign probability 0 to a token, whose negative
-# log-likelihood is infinite. Chosen once on val.bin and used for all losses (docs/study.md).
+# log-likelihood is infinite. Chosen once on val.bin and used for all losses (docs/evaluation.md).
 LINK_MIX = 0.1
 LOG_ZERO = -40.0  # replaces log 0 before temperature scaling: infinities and denormals are 20 times slower on a CPU
 

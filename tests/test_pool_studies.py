@@ -30,7 +30,8 @@ def test_pooled_figures(tmp_path):
     reference = stats.ttest_ind(a, -np.array(b))  # mean(a) + mean(b) over the pooled error is the same t
     assert mean == pytest.approx((np.mean(a) + np.mean(b)) / 2) and p == pytest.approx(reference.pvalue)
     assert interval == pytest.approx([x / 2 for x in reference.confidence_interval(0.95)])
-    status, out, err = run(ROOT / 'dev/pool_studies.py', *names, f'--figure={tmp_path}/figure.png', '--labels=CE, the other')
+    status, out, err = run(ROOT / 'dev/pool_studies.py', *names, f'--figure={tmp_path}/figure.png',
+                           '--labels=CE, the other')
     assert status == 0 and (tmp_path / 'figure.png').stat().st_size > 5_000, err
     pooled = stats.ttest_1samp(a + b, 0)
     low, high = pooled.confidence_interval(0.95)

@@ -8,7 +8,7 @@ from conftest import cold, run
 @pytest.mark.slow
 def test_race(tiny_data, tmp_path):
     """Both curves start at the same loss and fall, and train.py uses about the time that it was given."""
-    status, out, err = cold('dev/race.py', f'--dataset={tiny_data}', f'--out_dir={tmp_path}', '--max_iters=300',
+    status, out, err = cold('dev/race.py', f'--dataset={tiny_data}', f'--out_dir={tmp_path}', '--max_iters=500',
                             '--speedup=1', '--batch_size=2', '--evaluations=2', '--own_batch_size=4',
                             '--eval_windows=16', '--flags=--optimizer=muon', timeout=600)
     assert status == 0, err
