@@ -58,7 +58,7 @@ def configure(settings, rules=(), applies=(), argv=None, also=''):
         if name not in defaults:
             near = difflib.get_close_matches(name.lower().replace('-', '_'), defaults, 1)
             advice = (f'did you mean {dashes}{near[0]}?' if near else
-                      f'python {os.path.basename(script)} --help lists all; helper variables of configs start with _')
+                      f'python {os.path.relpath(script)} --help lists all; helper variables of configs start with _')
             mistake(f'{where}: unknown setting {name!r}; {advice}', *near)
         elif coerced is None:
             example = True if kind is bool else defaults[name]
@@ -204,7 +204,7 @@ def help_text(path):
     with tokenize.open(path) as f:
         comments = {t.start[0]: t for t in tokenize.generate_tokens(f.readline) if t.type == tokenize.COMMENT}
     text = {line: t.string.lstrip('# ') for line, t in comments.items()}
-    usage = f'usage: python {os.path.basename(path)} [config.py ...] [--key=value ...]'
+    usage = f'usage: python {os.path.relpath(path)} [config.py ...] [--key=value ...]'
     out = [ast.get_docstring(tree) or '', '', usage, 'later arguments override earlier ones', '']
     width = max((len(f'{name}={value}') for name, value in defaults.items()), default=0)
     last = 0  # line of the last setting or comment of it

@@ -213,7 +213,7 @@ def compare_runs(a, b):
 
 try:
     checkpoint = run_dir.find_checkpoint(checkpoint, out_dir)
-    device, _, _, _ = choose_device(device, 'float32', distributed.local_rank if distributed.launched else None)
+    device, _, _, _ = choose_device(device, 'float32', distributed.local_rank)
     prepare_cpu(device)
     distributed.init(device)
     runs = [load_run(path) for path in [checkpoint, compare] if path]

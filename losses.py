@@ -34,6 +34,9 @@ class LossCoefficients(NamedTuple):
     z: float = 0.0
     centred: float = 0.0  # 1 or 0
 
+    def __str__(self):
+        return ', '.join(f'{name}={value:.4g}' for name, value in self._asdict().items() if value)
+
 
 def cross_entropy(C, label_smoothing=0.0, z_loss=0.0):
     """-log softmax(f)_y.

@@ -1,4 +1,4 @@
-"""Generate stories from a checkpoint: by default that of the newest run under out/.
+"""Generate stories from a checkpoint, by default of the newest run under out/.
 
     python sample.py
     python sample.py --start="The little robot" --num_samples=3 --temperature=0.8

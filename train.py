@@ -34,8 +34,7 @@ dropout = 0.0               # on embeddings, attention and the outputs of both h
 bias = False                # in linear layers and layer norms
 activation = 'gelu'         # gelu (exact) | gelu_tanh (the approximation in OpenAI's GPT-2)
 # loss ------------------------------------------------------------------------
-loss = 'cross_entropy'      # cross_entropy | mse | squentropy | cross_entropy_plus_mse | cross_entropy_plus_square |
-                            # a name in CUSTOM_LOSSES of losses.py
+loss = 'cross_entropy'      # a name in losses.py: cross_entropy, mse, squentropy, cross_entropy_plus_{mse,square}
 squentropy_weight = 1.0     # alpha, weight of the mean square of the wrong logits; 1 = as published
 squentropy_target = 0.0     # target of the wrong logits; 0 = as published
 squentropy_centred = False  # subtract the mean logit before squaring
@@ -121,26 +120,21 @@ import math
 import os
 import sys
 
+from nanoloss import signals
+signals.install_excepthook('lower --batch_size and raise --gradient_accumulation_steps, or use a smaller model')
 import torch
 from tqdm import tqdm
 
-from losses import make_loss, mean_loss, reported_scale
+from losses import LOSSES, make_loss, mean_loss, reported_scale
 from model import GPT, GPTConfig
-from nanoloss import dataloader, distributed, rng, signals
+from nanoloss import dataloader, distributed, engine, link, optim, rng, statistics
 from nanoloss.checkpoint import all_finite, describe_model, init_model, load_checkpoint, restore_optimizer
 from nanoloss.device import choose_compile, choose_device, describe_environment, prepare_cpu
-from nanoloss.engine import generate_text
-from nanoloss.link import score_batch
-from nanoloss.optim import learning_rate_at, make_optimizer
 from nanoloss.run_dir import RunDir
-from nanoloss.statistics import perplexity
 from nanoloss.train_state import Timer, TrainState
 
-signals.install_excepthook('lower --batch_size and raise --gradient_accumulation_steps, or use a smaller model')
 log_line = signals.log_line if distributed.is_master else lambda text: None
 out_dir = out_dir.replace('{loss}', loss)
-if init_from == 'auto':
-    init_from = 'resume' if os.path.exists(f'{out_dir}/ckpt.pt') else 'scratch'
 
 # device and data -------------------------------------------------------------
 with fail_on(OSError, ValueError):
@@ -152,12 +146,18 @@ with fail_on(OSError, ValueError):
     make_loss(loss, tokenizer.vocab_size)  # ends the run here for an unknown name
     if sample_tokens:
         tokenizer.encode('')  # GPT-2's encoding may need a download
+tokens_per_iter = gradient_accumulation_steps * batch_size * block_size
+val_starts = dataloader.val_windows(len(data.val), block_size, eval_iters * batch_size)
+val_batches = [val_starts[i:i + batch_size] for i in range(0, len(val_starts), batch_size)]
 matmul_library = prepare_cpu(device, use_compile)
 distributed.init(device)
 environment = describe_environment(device, dtype, use_compile, matmul_library, distributed.world_size)
 
 # model, optimizer and state --------------------------------------------------
 run_dir, state, checkpoint = None, TrainState(), {}
+if init_from == 'auto':  # rank 0 decides for all
+    found = distributed.all_reduce_max(distributed.is_master and os.path.exists(f'{out_dir}/ckpt.pt'))[0]
+    init_from = 'resume' if found else 'scratch'
 with fail_on(OSError, ValueError):
     if init_from == 'scratch':
         torch.manual_seed(rng.torch_seed(rng.INIT, seed))
@@ -173,16 +173,13 @@ with fail_on(OSError, ValueError):
             log_line(f"changed since this run was saved: {', '.join(changes)}")
     raw_model.to(device)
     model = torch.compile(raw_model) if use_compile else raw_model
-    opt = make_optimizer(raw_model, optimizer, learning_rate, muon_learning_rate, weight_decay, (beta1, beta2))
+    opt = optim.make_optimizer(raw_model, optimizer, learning_rate, muon_learning_rate, weight_decay, (beta1, beta2))
     scaler = torch.amp.GradScaler(device.split(':')[0], enabled=dtype == 'float16')
     if init_from == 'resume':
         state = TrainState(**restore_optimizer(checkpoint, opt, scaler))
     checkpoint.clear()  # frees its memory
-C = raw_model.config.vocab_size  # more than the tokenizer's if nanoGPT's padded checkpoint is resumed
-val_starts = dataloader.val_windows(len(data.val), block_size, eval_iters * batch_size)
-val_batches = [val_starts[i:i + batch_size] for i in range(0, len(val_starts), batch_size)]
 decay_end = (lr_decay_iters or max_iters) if decay_lr else math.inf
-tokens_per_iter = gradient_accumulation_steps * batch_size * block_size
+C = raw_model.config.vocab_size  # more than the tokenizer's if nanoGPT's padded checkpoint is resumed
 
 
 # helpers ---------------------------------------------------------------------
@@ -201,15 +198,14 @@ def get_batch(iter_num, micro_step):
 @torch.no_grad()
 def estimate_loss(loss_fn):
     """Return means over the fixed windows of val.bin: (training objective, nats per token through the link)."""
-    dataloader.check_unchanged(data.train)
-    dataloader.check_unchanged(data.val)
+    dataloader.check_unchanged(data.train, data.val)
     model.eval()
     sums = torch.zeros(len(val_batches), 2, dtype=torch.float64)  # one row per batch: the sum is the same for any ranks
     for i in range(distributed.rank, len(val_batches), distributed.world_size):
         x, y = dataloader.load_windows(data.val, val_batches[i], block_size, device)
         with autocast:
             hidden = model(x)
-        scores = score_batch(loss_fn, hidden, raw_model.lm_head.weight, y, C)
+        scores = link.score_batch(loss_fn, hidden, raw_model.lm_head.weight, y, C)
         sums[i] = torch.stack(scores).cpu().double().sum(1)
     model.train()
     objective, nats = (distributed.all_reduce_sum(sums).sum(0) / (len(val_starts) * block_size)).tolist()
@@ -230,18 +226,25 @@ def save_checkpoint(loss_fn, is_best=False):
 loss_fn = loss_at(state.iter_num - 1)  # an evaluation uses the loss that was trained last
 log_line(f'data: {data.folder}, {len(data.train):,} training tokens from {data.info["source"]}')
 log_line(f'model: {raw_model.config}, {raw_model.num_params():,} parameters, init from {init_from}')
-log_line(f'loss: {loss}, {loss_fn}')
+log_line(f"loss: {loss} ({loss_fn if loss in LOSSES else 'custom'})")
 log_line(f'run: {max_iters:,} iterations x {tokens_per_iter:,} tokens = '
          f'{max_iters * tokens_per_iter / len(data.train):.2f} epochs, output in {out_dir}')
 log_line(f"device: {device_reason}, {torch.get_num_threads()} threads, {distributed.world_size} processes, matmul by "
          f"{matmul_library}, {'compiled' if use_compile else 'not compiled'} ({compile_reason})")
-if distributed.is_master and not eval_only:
-    with fail_on(OSError):
-        run_dir = run_dir or RunDir(out_dir)
-        if wandb_log:
-            state.wandb_run_id = run_dir.start_wandb(wandb_project, wandb_run_name, state.wandb_run_id,
-                                                     {**config, **vars(raw_model.config), 'data': data.info})
-        run_dir.start_metrics(init_from == 'resume', state, tokens_per_iter)
+if eval_only:
+    objective, nats = estimate_loss(loss_fn)
+    log_line(f'iter {state.iter_num}: val loss {objective:.4f}, {nats:.4f} nats per token, '
+             f'perplexity {statistics.perplexity(nats):.3f}')
+    distributed.shutdown()
+    sys.exit(0 if math.isfinite(objective + nats) else 1)
+
+# output directory and signals ------------------------------------------------
+if distributed.is_master:
+    run_dir = run_dir or RunDir(out_dir)
+    if wandb_log:
+        state.wandb_run_id = run_dir.start_wandb(wandb_project, wandb_run_name, state.wandb_run_id,
+                                                 {**config, **vars(raw_model.config), 'data': data.info})
+    run_dir.start_metrics(init_from == 'resume', state, tokens_per_iter)
 signals.install_handlers()
 
 # training loop ---------------------------------------------------------------
@@ -252,13 +255,12 @@ failure = ''
 x, y = get_batch(state.iter_num, 0)
 while True:
     # 1. learning rate
-    lr = learning_rate_at(state.iter_num, learning_rate, min_lr, warmup_iters, decay_end)
+    lr = optim.learning_rate_at(state.iter_num, learning_rate, min_lr, warmup_iters, decay_end)
     for group in opt.param_groups:
         group['lr'] = lr * group['lr_scale']
 
     # 2. evaluate, log, save
-    eval_due = state.iter_num % eval_interval == 0 or state.iter_num >= max_iters
-    if eval_only or (eval_due and state.iter_num != state.last_eval):
+    if (state.iter_num % eval_interval == 0 or state.iter_num >= max_iters) and state.iter_num != state.last_eval:
         with timer.pause():
             objective, nats = estimate_loss(loss_fn)
             if not (math.isfinite(objective + nats) and all_finite(raw_model, opt)):
@@ -266,18 +268,18 @@ while True:
                 break
             is_best = state.record_eval(nats, min_delta)
             if run_dir:
-                run_dir.log(state, val_loss=objective, val_nats=nats, val_perplexity=perplexity(nats),
+                run_dir.log(state, val_loss=objective, val_nats=nats, val_perplexity=statistics.perplexity(nats),
                             best_val_loss=state.best_val_loss)
                 save_checkpoint(loss_fn, is_best)
             log_line(f'iter {state.iter_num}: val loss {objective:.4f}, {nats:.4f} nats per token, '
-                     f"perplexity {perplexity(nats):.3f}{', best so far' if is_best else ''}")
+                     f"perplexity {statistics.perplexity(nats):.3f}{', best so far' if is_best else ''}")
             if sample_tokens and run_dir:
                 with autocast:
-                    log_line('    ' + generate_text(raw_model, tokenizer, loss_fn, sample_tokens, seed))
+                    log_line('    ' + engine.generate_text(raw_model, tokenizer, loss_fn, sample_tokens, seed))
 
     # 3. stop?
     stop_signal, save_requested = distributed.all_reduce_max(signals.stop_signal, signals.save_requested)
-    if eval_only or state.iter_num >= max_iters:
+    if state.iter_num >= max_iters:
         break
     if patience and state.evals_since_best >= patience:
         log_line(f'early stop: {patience} evaluations without improvement')
@@ -340,8 +342,6 @@ distributed.shutdown()
 if failure:
     saved = f'the last good checkpoint is in {out_dir}' if state.last_eval >= 0 else 'no checkpoint was saved'
     fail(f'{failure}; {saved}; lower --learning_rate (it was {lr:.2e}) or --grad_clip', status=3)
-if eval_only:
-    sys.exit()
 if stop_signal and state.iter_num < max_iters:
     log_line(f'stopped and saved at iteration {state.iter_num}; --init_from=resume continues')
     sys.exit(128 + stop_signal)

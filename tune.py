@@ -274,7 +274,7 @@ def start_study(base, threads, data, meta):
 
 for arg in sys.argv[1:]:
     if arg.removeprefix('--').partition('=')[0] in SET_BY_TUNE:
-        fail(f'{arg}: tune.py sets this for every trial; omit the flag')
+        fail(f'{arg}: tune.py sets this for every trial; omit the flag', status=2)
 if show:
     if '://' not in storage and not Path(storage or study_dir / 'study.db').is_file():
         fail(f'--study={study_dir}: no such study; run the search first, without --show')

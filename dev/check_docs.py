@@ -9,8 +9,8 @@ Each page starts with a clean clone, in which the stories of --data, a file wher
 for TinyStories: the last 1,000 are test.txt, the others stories.txt, and both are in data/tinystories/bpe. Without
 --data they are synthetic.
 
-Models are tiny and runs short (see SETTINGS and FLAGS): this checks that commands work, not what they print. Prints a
-line per command with its status and time. The exit status is 1 if a command failed.
+Models are tiny and runs short (see SETTINGS and FLAGS): this checks that commands work, not what they print. pip
+installs nothing. Prints a line per command with its status and time. The exit status is 1 if a command failed.
 """
 import argparse
 import os
@@ -70,7 +70,7 @@ def read_blocks(page):
 
 
 def write_launchers(folder, python):
-    """Write python, python3 and torchrun, which add FLAGS to the command lines of the scripts."""
+    """Write python, python3 and torchrun, which add FLAGS to the arguments of scripts, and pip, which does nothing."""
     folder.mkdir()
     settings = folder / 'settings.py'
     settings.write_text(SETTINGS)
@@ -79,6 +79,10 @@ def write_launchers(folder, python):
     for name, module in ('python', ''), ('python3', ''), ('torchrun', '-m torch.distributed.run'):
         launcher = folder / name
         launcher.write_text(f'#!/bin/bash\ncase " $* " in\n{cases}\nesac\nexec {shlex.quote(python)} {module} "$@"\n')
+        launcher.chmod(0o755)
+    for name in 'pip', 'pip3':  # nothing may be installed outside the scratch folder
+        launcher = folder / name
+        launcher.write_text('#!/bin/bash\n')
         launcher.chmod(0o755)
 
 

@@ -62,7 +62,7 @@ def group_by_study(differences):
 def mean_of_means(groups):
     """Unweighted mean of the studies' means: (mean, 95 % interval, p), or None if no study has two pairs.
 
-    The standard error is that of the pooled variance within studies, so differences between studies do not count.
+    The standard error uses the variance pooled within studies, so differences between studies do not count.
     """
     freedom = sum(len(d) - 1 for d in groups.values())
     if not freedom:

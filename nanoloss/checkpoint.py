@@ -81,8 +81,9 @@ def load_checkpoint(path):
             checkpoint = convert.from_nanogpt(checkpoint)
         wrong = [key for key, kind in KEYS.items() if not isinstance(checkpoint.get(key), kind)]
         if not wrong:
-            valid = {'iter_num': checkpoint['iter_num'] >= 0, 'best_val_loss': checkpoint['best_val_loss'] >= 0,
-                     'config': isinstance(checkpoint['config'].get('dataset', ''), str),
+            plain = all(isinstance(value, (str, int, float)) for value in checkpoint['config'].values())
+            valid = {'iter_num': 0 <= checkpoint['iter_num'] < 2**53, 'best_val_loss': checkpoint['best_val_loss'] >= 0,
+                     'config': plain and isinstance(checkpoint['config'].get('dataset', ''), str),
                      'data': isinstance(checkpoint['data'].get('fingerprint', {}), dict)}
             wrong = [key for key in valid if not valid[key]]
         if wrong:

@@ -147,19 +147,20 @@ def _file_state(path):
     return s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns
 
 
-def check_unchanged(tokens):
-    """Raise OSError if the file was changed or deleted since open_bin() opened it. Accepts plain arrays.
+def check_unchanged(*bins):
+    """Raise OSError if a file was changed or deleted since open_bin() opened it. Accepts plain arrays.
 
     Reading a memmap of a file that was truncated kills the process, and a file that was overwritten
     silently changes the data.
     """
-    try:
-        unchanged = not hasattr(tokens, 'file_state') or _file_state(tokens.filename) == tokens.file_state
-    except OSError:
-        unchanged = False
-    if not unchanged:
-        raise OSError(f'{tokens.filename} was changed or deleted while in use; the checkpoints are intact; '
-                      'restore the file, or start another run')
+    for tokens in bins:
+        try:
+            unchanged = not hasattr(tokens, 'file_state') or _file_state(tokens.filename) == tokens.file_state
+        except OSError:
+            unchanged = False
+        if not unchanged:
+            raise OSError(f'{tokens.filename} was changed or deleted while in use; the checkpoints are intact; '
+                          'restore the file, or start another run')
 
 
 def fingerprint(tokens):
@@ -225,7 +226,7 @@ def story_bounds(tokens, eot):
 def story_windows(bounds, block_size, stride):
     """Return windows that score every token of every story exactly once: (W, 3) of start, length, scored.
 
-    The targets of a window are tokens[start:start + length], of which the last `scored` count. Its
+    The targets of a window are tokens[start:start + length], of which only the last `scored` are scored. Its
     inputs are the preceding tokens, so the first window of a story starts with end-of-text. In a story
     longer than block_size the window slides by stride, 1 <= stride <= block_size, so that scored tokens
     have at least block_size - stride tokens of context.

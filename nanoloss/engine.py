@@ -34,7 +34,7 @@ class KVCache:
     """Keys and values of B sequences, and copies of the weights, packed for products with B rows."""
 
     def __init__(self, model, batch_size, dtype):
-        """Allocate an empty cache. dtype is that of keys, values and products; the logits keep the dtype of the model.
+        """Allocate an empty cache. dtype: of keys, values and matrix products; the logits keep the dtype of the model.
         """
         c, wte = model.config, model.lm_head.weight
 

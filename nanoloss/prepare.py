@@ -272,9 +272,8 @@ def write_bins(folder, sources, edges, tokenizer, max_stories, workers):
         if not figures['stories']:
             option = 'raise --val_fraction or add stories' if split == 'val' else 'add stories'
             raise DataError(f'{split}.bin would be empty: the input has {counts["stories"]} stories '
-                            f'({SEPARATOR.decode()} separates them in a .txt file); {option}')
+                            f'(in .txt files, {SEPARATOR.decode()} separates stories); {option}')
     return splits, counts, tokens / (time.time() - start)
-
 
 
 def prepare(load, source, out_dir, tokenizer, vocab_size=4096, bpe_megabytes=100, max_stories=0, val_fraction=0.02,

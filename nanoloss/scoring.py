@@ -143,7 +143,7 @@ def score_tokens(loss, states, n_tokens, mix, temperature):
           NaN for a custom loss;
         - 'times_scored': how often the token was scored;
         - for each readout, a dict with 'nats', 'confidence' (the largest probability), 'brier' and 'rank' (number of
-          other tokens whose probability is at least that of the true one).
+          other tokens that are at least as probable as the true one).
     """
     figures = {name: np.full(n_tokens, np.nan, np.float32) for name in ('objective', 'link_sum', 'link_negative')}
     figures['times_scored'] = np.zeros(n_tokens, np.int64)

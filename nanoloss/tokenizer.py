@@ -158,7 +158,8 @@ class Tokenizer:
                 return tiktoken.get_encoding('gpt2')
             except (OSError, ValueError) as e:  # requests' errors are OSErrors; ValueError is a wrong hash
                 raise ConnectionError(f"GPT-2's encoding could not be downloaded ({type(e).__name__}): set "
-                                      'TIKTOKEN_CACHE_DIR, or prepare the data with --tokenizer=bpe') from e
+                                      'TIKTOKEN_CACHE_DIR, or prepare the data with --tokenizer=bpe; train.py '
+                                      'needs it only for --sample_tokens') from e
         from tiktoken_ext.openai_public import r50k_pat_str  # GPT-2's regular expression
         return tiktoken.Encoding('bpe', pat_str=r50k_pat_str, special_tokens={},
                                  mergeable_ranks={rank: i for i, rank in enumerate(self.ranks)})

@@ -77,7 +77,7 @@ def make_tokens(n, seed=0):
 
 
 def test_arrays_match_a_loop(tmp_path):
-    """Sums per unit, calibration groups and nats by token frequency are those of a plain loop."""
+    """Sums per unit, calibration groups and nats by token frequency equal a plain loop's."""
     generator = np.random.default_rng(0)
     unit = np.repeat([-1, 0, 1, 2, 3], [1, 50, 7, 80, 62])
     scored, ids = unit >= 0, generator.integers(30, size=200)

@@ -45,7 +45,7 @@ def test_import_reads_nothing():
 
 
 def test_settings_of_train(monkeypatch):
-    """The settings are those of train.py."""
+    """The settings are train.py's."""
     monkeypatch.undo()
     assert launcher.train_settings() == read_settings(launcher.TRAIN) and 'max_iters' in launcher.train_settings()[0]
 
@@ -90,7 +90,7 @@ def test_script(tmp_path):
 
 
 def test_speed(tmp_path):
-    """The speed is that of the metrics, 0 where the run diverges, and an error exits; no folder remains."""
+    """The speed comes from the metrics and is 0 if the run diverges; an error exits; no folder remains."""
     assert launcher.measure_speed(DEFAULTS, tmp_path) == 40
     assert launcher.measure_speed({**DEFAULTS, 'seed': launcher.DIVERGED}, tmp_path) == 0
     arms = {'a': DEFAULTS, 'b': {**DEFAULTS, 'seed': launcher.DIVERGED}}

@@ -20,7 +20,7 @@ def write_study(path, seeds, declared='link'):
 
 
 def test_pooled_figures(tmp_path):
-    """Pooled differences are those of scipy's paired t-test, the mean of means that of its two-sample t-test."""
+    """Pooled differences match scipy's paired t-test, the mean of means its two-sample t-test."""
     names = [str(tmp_path / name) for name in ('a.json', 'b.json')]
     a, b = write_study(tmp_path / 'a.json', [1, 2, 3]), write_study(tmp_path / 'b.json', [4, 5, 6, 7, 8])
     runs, readout = pool_studies.read_studies(names)

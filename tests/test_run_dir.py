@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -156,3 +157,18 @@ def test_disk_full(tmp_path):
     run.metrics = open('/dev/full', 'w')
     with pytest.raises(OSError, match='metrics.jsonl'):
         run.log(State(3))
+
+
+@pytest.mark.parametrize('failed', [False, True])
+def test_wandb_learns_whether_the_run_failed(tmp_path, monkeypatch, failed):
+    """finish() passes the exit code to W&B, and log() passes the same values as metrics.jsonl has."""
+    calls = []
+    wandb = SimpleNamespace(init=lambda **kwargs: SimpleNamespace(id='abc', define_metric=lambda *a, **k: None),
+                            log=calls.append, finish=lambda exit_code: calls.append(exit_code))
+    monkeypatch.setitem(sys.modules, 'wandb', wandb)
+    directory = RunDir(tmp_path / 'run')
+    assert directory.start_wandb('project', '', '', {}) == 'abc'
+    directory.start_metrics(False, State(0), 10)
+    directory.log(State(3), loss=1.5)
+    directory.finish(failed)
+    assert calls == [json.loads((tmp_path / 'run/metrics.jsonl').read_text()), int(failed)]

@@ -41,7 +41,7 @@ def all_logits(split):
 
 @LOSSES
 def test_scores_are_the_written_formulas(name):
-    """nats, confidence, Brier score and rank of every token and readout are those of the formulas in float64."""
+    """nats, confidence, Brier score and rank of every token and readout match the formulas in float64."""
     split, loss = open_split(tiny_model(), batch_size=3, stride=16), losses.make_loss(name, 256)
     N = len(split.tokens)
     mix, temperature = np.linspace(0.1, 0.9, N), np.linspace(0.7, 1.8, N)

@@ -20,7 +20,7 @@ def sklearn_ece(confidence, correct, strategy, bins=15):
 
 @pytest.mark.parametrize('strategy', ['uniform', 'quantile'])
 def test_ece_is_scikit_learns(strategy):
-    """ECE in bins of equal width and of equal mass is that of scikit-learn."""
+    """ECE in bins of equal width and of equal mass equals scikit-learn's."""
     generator = np.random.default_rng(0)
     confidence = generator.beta(2, 5, 3000)
     correct = generator.random(3000) < confidence + 0.2 * np.sin(40 * confidence)
@@ -36,7 +36,7 @@ def test_ece_of_ties_and_bounds():
 
 
 def test_bootstrap_matches_a_loop():
-    """The interval of a ratio is that of a plain loop over resamples."""
+    """The interval of a ratio equals a plain loop over resamples."""
     generator = np.random.default_rng(1)
     sizes = generator.integers(50, 300, 60)
     sums = sizes * (3 + 0.3 * generator.standard_normal(60))
@@ -91,7 +91,7 @@ def test_detectable_difference_has_its_power():
 
 
 def test_crossed_bootstrap_matches_a_loop():
-    """The interval is that of a plain loop that resamples runs and units, stretched about the mean."""
+    """The interval equals a plain loop that resamples runs and units, stretched about the mean."""
     generator = np.random.default_rng(1)
     sizes = generator.integers(5, 50, 40)
     sums = (generator.normal(0.02, 0.05, (4, 1)) + generator.normal(0, 0.3, (1, 40))) * sizes

@@ -38,7 +38,7 @@ def test_paired_differences():
 
 
 def test_sign_flips_from_eight_pairs():
-    """With eight pairs the p-value of all 2^8 sign flips stands beside that of the t-test."""
+    """With eight pairs the p-value of all 2^8 sign flips is reported next to the t-test's."""
     generator = np.random.default_rng(4)
     scores = {arm: {seed: made_up_run(generator) for seed in range(8)} for arm in 'ab'}
     found = study_report.paired_differences(scores, 'softmax', 99)['b']['top1']

@@ -125,7 +125,7 @@ def test_byte_is_utf8():
 
 
 def test_gpt2_is_tiktoken(gpt2, real):
-    """the ids of the gpt2 kind are those of tiktoken, with special tokens encoded as text"""
+    """the ids of the gpt2 kind equal tiktoken's, with special tokens encoded as text"""
     import tiktoken
     reference = tiktoken.get_encoding('gpt2')
     for text in NASTY + real[:100]:
@@ -148,7 +148,7 @@ def train_hf(texts, size):
 
 
 def test_bpe_is_tokenizers(bpe):
-    """the ids of the bpe are those of the library that learned it, also for random text"""
+    """the ids of the bpe equal those of the library that learned it, also for random text"""
     reference = train_hf(TEXTS, 350)
 
     @settings(DETERMINISTIC, max_examples=150)

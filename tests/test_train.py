@@ -309,7 +309,7 @@ NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason='needs a machine 
     ('--squentropy_schedule=linear', ['--squentropy_schedule=linear', "'squentropy'"]),
 ])
 def test_bad_input(workspace, flags, names):
-    """Bad input ends the run before its first step, with one line that names it; nothing is touched."""
+    """Bad input exits before the first step with one line that names it, and writes nothing."""
     check_refused('train.py', [*TINY, '--dataset=data', '--out_dir=new', *flags.split()], *names, cwd=workspace)
 
 

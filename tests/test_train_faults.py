@@ -203,8 +203,23 @@ def test_sigusr1_saves(begin, tmp_path):
     process.send(signal.SIGUSR1)
     wait_for(lambda: 'SIGUSR1' in process.output())
     assert 4 <= load_checkpoint(tmp_path / 'run/ckpt.pt')['iter_num'] < 60
-    assert process.finish()[0] == 0
+    status, out, _ = process.finish()
+    assert status == 0 and out.count('SIGUSR1') == 1
     check_same_run(tmp_path / 'whole', tmp_path / 'run')
+
+
+@pytest.mark.skipif(not os.path.isdir('/proc/self'), reason='needs /proc')
+@pytest.mark.parametrize('number,status', [(signal.SIGUSR1, 0), (signal.SIGINT, -signal.SIGINT)])
+def test_signal_while_torch_is_imported(tiny_data, tmp_path, number, status):
+    """A signal during the import of torch does what it does before training: SIGUSR1 nothing, SIGINT a quiet exit."""
+    command = [sys.executable, 'train.py', *STEADY, f'--dataset={tiny_data}', f'--out_dir={tmp_path}/run',
+               '--max_iters=2']
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          env={**os.environ, 'OMP_NUM_THREADS': '1'}) as process:
+        wait_for(lambda: 'libtorch' in Path(f'/proc/{process.pid}/maps').read_text())
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == status and 'Traceback' not in err
 
 
 def test_closed_pipe(tiny_data, tmp_path):

@@ -501,7 +501,6 @@ def skill(s):
         = practice makes hard things easy | nobody can do everything at first | one more try can make the difference''')
 
 
-
 PLOTS = lost, share, rescue, build, garden, skill
 
 
