@@ -162,7 +162,7 @@ def save_model(folder, model, tokenizer, temperature):
         sampling_temperature *= temperature
     exported.generation_config = GenerationConfig(
         do_sample=True, temperature=round(sampling_temperature, 6), top_k=200, top_p=0.9,
-        max_new_tokens=min(500, model.config.block_size),
+        max_length=model.config.block_size,  # prompt included: GPT-2 has no positions beyond it
         bos_token_id=tokenizer.eot, eos_token_id=tokenizer.eot, pad_token_id=tokenizer.eot)
     exported.save_pretrained(folder)
     if tokenizer.kind != 'ids':

@@ -29,7 +29,7 @@ NOT_RUN = re.compile('<!-- not run: (.*) -->')
 # A config file that train.py reads last.
 SETTINGS = '''
 n_layer, n_head, n_embd = min(n_layer, 2), 2, 32
-block_size, batch_size = min(block_size, 64), min(batch_size, 8)
+block_size, batch_size = min(block_size, 256), min(batch_size, 4)
 max_iters, eval_interval, eval_iters = min(max_iters, 40), min(eval_interval, 20), min(eval_iters, 2)
 sample_tokens = min(sample_tokens, 10)
 '''

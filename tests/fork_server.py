@@ -53,6 +53,7 @@ def run_script(job):
 
 
 if __name__ == '__main__':
+    import matplotlib.pyplot  # noqa: F401
     import numpy  # noqa: F401
     import optuna  # noqa: F401
     import tiktoken  # noqa: F401

@@ -37,6 +37,7 @@ def test_prepare():
     assert row['ours'] > 0 and row['other'] > 0
 
 
+@pytest.mark.slow
 def test_table():
     """The last line of the table is the row."""
     status, out, err = run('bench.py', 'sample', '--only=1 story, 4,096', '--rounds=1', '--seconds=0.01')

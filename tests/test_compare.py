@@ -77,6 +77,7 @@ def test_a_small_study(tiny_data, tmp_path):
     assert status == 1 and '--losses' in err and err.count('\n') == 1
 
 
+@pytest.mark.slow
 def test_names(tiny_data, tmp_path):
     """Names are used in folders, plan, results and table, which lists what they stand for; to give the name of a
     finished run to another loss is refused, also if a plan does not store the loss."""
