@@ -8,8 +8,9 @@ consists of letters, digits, _ and -; tables, figures and files refer to the ent
 it has none. The table lists what each name stands for.
 
 Losses are paired by seed: the same initialization, the same batches in the same order. Each loss has its own config
-file (--each). Config files and flags of train.py on the command line override it for all losses (a constant that
-one of the losses does not take is refused); settings after a loss override both. Differences to the first loss are reported with confidence intervals over seeds.
+file (--each). Config files and flags of train.py on the command line override it for all losses; a constant that one
+of the losses does not take is refused. Settings after a loss override both. Differences to the first loss are reported
+with confidence intervals over seeds.
 
 Running the same command again resumes a study and keeps finished runs. Losses and seeds can be added later; the report
 covers all runs that were evaluated.

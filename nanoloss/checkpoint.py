@@ -112,7 +112,7 @@ def _one_line_error(problem, advice):
         if signals.is_out_of_memory(e):
             raise
         reason = ' '.join(str(e).split())[:500]
-        if isinstance(e, pickle.UnpicklingError):  # torch's message suggests weights_only=False
+        if isinstance(e, pickle.UnpicklingError):  # torch's message advises turning the check off
             reason = 'it is damaged or contains more than tensors and plain data'
         elif not isinstance(e, ValueError):
             reason = f'{type(e).__name__}: {reason}'
