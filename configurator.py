@@ -98,7 +98,7 @@ def configure(settings, rules=(), applies=(), argv=None, also=''):
         found = violation(condition, values, unsure)
         for name in names if found else ():
             if name in flags and name not in unsure:
-                mistake(f'{flags[name]}: {name} has an effect only if {condition}, found {found}; omit the flag', name)
+                mistake(f'{flags[name]} requires {condition}, got {found}; omit the flag', name)
             else:
                 values[name] = defaults[name]
     errors += broken_rules(rules, values, unsure)
@@ -150,7 +150,7 @@ def violation(expression, values, unsure=()):
 def broken_rules(rules, values, unsure=()):
     """A line for each rule (see configure) that these values make false, except for rules with settings in unsure."""
     pairs = [(rule, '') if isinstance(rule, str) else rule for rule in rules]
-    return [f'{expression} does not hold: {found}' + (f'; {hint}' if hint else '') for expression, hint in pairs
+    return [f'{expression} must be true, got {found}' + (f'; {hint}' if hint else '') for expression, hint in pairs
             if (found := violation(expression, values, unsure)) is not None]
 
 

@@ -24,8 +24,8 @@ batch_size = 8              # sequences per micro-batch, shared among torchrun's
 gradient_accumulation_steps = 1 # micro-batches per iteration
 block_size = 256            # tokens per sequence, the context length
 train_tokens = 0            # use only the first N tokens of train.bin; 0 = all
-vocab_size = 0              # of bins without a tokenizer (nanoGPT's with a meta.pkl); 0 = from the data
-seed = 1337                 # of initialization, data order, dropout and samples
+vocab_size = 0              # size for data without a tokenizer (nanoGPT's with a meta.pkl); 0 = read from the data
+seed = 1337                 # random seed for initialization, data order, dropout and samples
 # model -----------------------------------------------------------------------
 n_layer = 4                 # transformer blocks
 n_head = 4                  # attention heads per block
@@ -38,21 +38,21 @@ loss = 'cross_entropy'      # a name in losses.py: cross_entropy, mse, squentrop
 squentropy_weight = 1.0     # alpha, weight of the mean square of the wrong logits; 1 = as published
 squentropy_target = 0.0     # target of the wrong logits; 0 = as published
 squentropy_centred = False  # subtract the mean logit before squaring
-squentropy_schedule = 'constant' # of alpha: constant | linear | cosine | step, down to 0
+squentropy_schedule = 'constant' # schedule of alpha: constant, or decay to 0: linear | cosine | step
 squentropy_end = 1.0        # fraction of max_iters at which the schedule reaches 0
 mse_true_weight = 1.0       # k, weight of the square of the true class; 1 = plain square loss
 mse_target = 1.0            # M, target of the true logit
 mse_end = 0.0               # fraction of max_iters at which cross-entropy takes over; 0 = never
-label_smoothing = 0.0       # of cross-entropy: probability spread over all classes in the target
-z_loss = 0.0                # of cross-entropy: weight of log^2 Z, the squared log partition function
+label_smoothing = 0.0       # with cross_entropy: probability spread over all classes in the target
+z_loss = 0.0                # with cross_entropy: weight of log^2 Z, the squared log partition function
 # optimizer: linear warmup, then cosine decay ---------------------------------
 optimizer = 'adamw'         # adamw | muon (for the matrices of the blocks; AdamW for the rest)
-learning_rate = 4e-3        # maximum
-muon_learning_rate = 0.0    # of Muon's matrices; 0 = learning_rate (updates are scaled to the size of AdamW's)
+learning_rate = 4e-3        # peak learning rate, after warmup
+muon_learning_rate = 0.0    # for Muon's matrices; 0 = learning_rate (updates are scaled to the size of AdamW's)
 max_iters = 2000            # iterations in total
 weight_decay = 0.1          # on matrices and embeddings
-beta1 = 0.9                 # of AdamW
-beta2 = 0.99                # of AdamW
+beta1 = 0.9                 # decay rate of AdamW's first moment
+beta2 = 0.99                # decay rate of AdamW's second moment
 grad_clip = 1.0             # maximum norm of the gradient; 0 = no clipping
 decay_lr = True             # False: constant learning rate after warmup
 warmup_iters = 100          # iterations of linear warmup

@@ -231,7 +231,7 @@ def _find_changes(checkpoint, config, data, environment):
     changes += [f'{name} {old} -> {environment[name]} (results may differ in the last bits)'
                 for name, old in checkpoint['environment'].items() if name in environment and environment[name] != old]
     if checkpoint['data'] and checkpoint['data'] != data:  # nanoGPT's checkpoints do not record it
-        refused.append(f"data {checkpoint['data'].get('source')} -> {data['source']} (or the same text prepared anew)")
+        refused.append(f"data {checkpoint['data'].get('source')} -> {data['source']} (or the same text prepared again)")
     if refused:
         raise ValueError(f"{path} cannot be resumed with other settings: {', '.join(refused)}; resume with the same "
                          f'config, or start a new run from its weights: --init_from={path} --out_dir=...')

@@ -383,7 +383,7 @@ def test_flag_is_not_excused_by_a_config_file(capsys):
     """A flag without effect is a mistake if a config file sets the same setting, before or after it."""
     a = write('config/a.py', 'weight = 0.3\n')
     for argv in ([a, '--weight=0.5'], ['--weight=0.5', a]):
-        assert refused_once(capsys, *argv).startswith('--weight=0.5: ')
+        assert refused_once(capsys, *argv).startswith('--weight=0.5 ')
 
 
 def test_reset_comes_before_the_rules(capsys):
@@ -391,7 +391,7 @@ def test_reset_comes_before_the_rules(capsys):
     a = write('config/a.py', 'mse_target = -1.0\n')
     assert run(a)['mse_target'] == 1.0
     assert "mse_target > 0" in refused_once(capsys, a, '--loss=mse')
-    assert refused_once(capsys, '--mse_target=-1').startswith('--mse_target=-1: ')
+    assert refused_once(capsys, '--mse_target=-1').startswith('--mse_target=-1 ')
 
 
 @pytest.mark.parametrize('argv', [['--weight=0.3', '--loss'], ['--weight=0.3', '--los=squentropy'], ['--weight=x'],
