@@ -23,6 +23,7 @@ configure(globals(), rules=[
     "device == 'auto' or device.split(':')[0] in ('cpu', 'cuda', 'mps')",
 ])
 
+import os
 import sys
 
 from nanoloss import signals
@@ -57,6 +58,8 @@ model.eval()
 print(printable(f"{path}: {loaded['loss']['name']}, iteration {loaded['iter_num']:,}, validation "
                 f"{loaded['best_val_loss']:.4f} nats per token, trained on {loaded['data'].get('source', '?')}"),
       file=sys.stderr)
+if loaded['iter_num'] == 0 and path.endswith('best.pt') and os.path.exists(path.replace('best.pt', 'ckpt.pt')):
+    print(f'note: this model is untrained; --checkpoint={path.replace("best.pt", "ckpt.pt")} is newer', file=sys.stderr)
 
 # control characters except newline and tab must not reach the terminal
 CONTROL_CHARACTERS = {code: '\ufffd' for code in [*range(32), *range(127, 160)] if chr(code) not in '\n\t'}

@@ -131,8 +131,11 @@ def relabel(runs, labels):
     return dict(zip(names, runs.values(), strict=True))
 
 
-def draw(path, runs, readout, studies):
-    """Write a figure of the differences to the first arm: a marker for each seed, a color for each study."""
+def draw(path, runs, readout, studies, names):
+    """Write a figure of the differences to the first arm: a marker for each seed, a color for each study.
+
+    names: of the studies, for the legend.
+    """
     from nanoloss import plotting  # imports matplotlib
     base, *others = runs
     lines = max(arm.count(':') + 1 for arm in others)  # of a label
@@ -146,7 +149,7 @@ def draw(path, runs, readout, studies):
             for i, study in enumerate(studies):
                 x = [d for key, d in differences.items() if key[0] == study]
                 axis.plot(x, [y + offsets[i]] * len(x), **{**plotting.style(i), 'linestyle': ''}, alpha=0.7,
-                          label=f'{short_name(study)}, one seed')
+                          label=f'{names[i]}, one seed')
             t = paired_t(list(differences.values()))
             if t['interval']:
                 axis.errorbar(t['mean'], y + offsets[-1], xerr=t['mean'] - t['interval'][0], fmt='|', color='black',
@@ -167,7 +170,11 @@ def main():
     parser.add_argument('--figure', metavar='FILE', help='also draw the differences to the first loss')
     parser.add_argument('--labels', help='names for the losses in the output, in the order of the study, separated by '
                                          'commas')
+    parser.add_argument('--study_labels', help='names for the studies in the legend, separated by commas')
     args = parser.parse_args()
+    names = args.study_labels.split(',') if args.study_labels else [short_name(study) for study in args.studies]
+    if len(names) != len(args.studies):
+        fail(f'--study_labels={args.study_labels}: pass {len(args.studies)} labels, separated by commas', status=2)
     runs, readout = read_studies(args.studies)
     if args.labels:
         runs = relabel(runs, args.labels)
@@ -179,7 +186,7 @@ def main():
         for arm in arms[i + 1:]:
             print_pair(runs, arm, base, readout, available, show_studies=len(args.studies) > 1)
     if args.figure:
-        draw(args.figure, runs, readout, args.studies)
+        draw(args.figure, runs, readout, args.studies, names)
 
 
 if __name__ == '__main__':
