@@ -126,3 +126,19 @@ def test_scripts_and_flags():
     command = "torchrun --standalone train.py config/a.py --loss=mse --seed 3 | python evaluate.py --json=True  # --x"
     assert list(scripts_and_flags(command)) == [('train.py', ['--loss', '--seed']), ('evaluate.py', ['--json'])]
     assert list(scripts_and_flags("bash -c 'torchrun --nnodes=2 train.py --loss=mse'")) == [('train.py', ['--loss'])]
+
+
+def test_every_flag_in_prose_is_a_setting():
+    """Every --flag that README and docs name, also outside of commands, is a setting of some script."""
+    scripts = [*ROOT.glob('*.py'), *ROOT.glob('data/*/prepare.py'), ROOT / 'dev/race.py']
+    known = set()
+    for script in scripts:
+        if 'configure(' in script.read_text() and script.name not in ('configurator.py', 'make.py'):
+            known |= set(read_settings(script)[0])
+    others = {'help', 'key', 'index-url',  # of every script, of the syntax, of pip
+              'standalone', 'nproc_per_node', 'nnodes', 'rdzv_backend', 'rdzv_id', 'rdzv_endpoint', 'max-restarts',
+              'nodes', 'ntasks-per-node', 'gpus-per-node', 'signal',  # of torchrun and srun
+              'figure', 'labels', 'study_labels', 'data', 'page', 'repo'}  # of scripts in dev/ that use argparse
+    for page in [ROOT / 'README.md', *ROOT.glob('docs/*.md')]:
+        named = set(re.findall(r'(?<![-\w])--([a-zA-Z][\w-]*)', page.read_text(encoding='utf-8')))
+        assert named <= known | others, (page.name, named - known - others)
