@@ -315,8 +315,6 @@ def report(plan, data):
 def merge_plan(plan):
     """Merge a plan with plan.json and store it. Exits if the two are different studies."""
     if stored := read_json(FOLDER / 'plan.json'):
-        stored['settings'] = {arm: {'loss': arm.partition(':')[0], **settings}  # plans of older versions lack the loss
-                              for arm, settings in stored['settings'].items()}
         old, new = fixed_parts(stored), fixed_parts(plan)
         changes = [f'{key} {old[key]} -> {value}' for key, value in new.items() if old.get(key, value) != value]
         if changes:

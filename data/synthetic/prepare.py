@@ -49,7 +49,7 @@ if __name__ == '__main__':  # worker processes import this file too
         ('258 <= vocab_size <= 65536', 'a BPE has 256 bytes, end-of-text and at least one merge; ids have 16 bits'),
         ('workers >= 0', '0 = one per CPU'),
     ], applies=[("tokenizer == 'bpe'", 'vocab_size')])
-    source = f'synthetic stories from a grammar, not TinyStories (seed {seed})'
+    source = f'{stories:,} synthetic stories from a grammar, not TinyStories (seed {seed})'
     prepare(partial(load, source), source=source, out_dir=out_dir or DATA / 'synthetic' / tokenizer,
             tokenizer=tokenizer, vocab_size=vocab_size, val_fraction=val_fraction, test_fraction=0.02,
             overwrite=overwrite, workers=workers)
