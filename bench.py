@@ -15,12 +15,12 @@ threads = 0             # threads per process; 0 = all cores
 only = ''               # measure only the rows whose name contains this text
 device = 'auto'         # auto | cpu | cuda
 dtype = 'auto'          # auto | float32 | bfloat16
-compile = False         # use torch.compile for both cases of a row
+compile = 'auto'        # auto (on CUDA) | True | False: use torch.compile for both cases of a row
 json = False            # print one JSON object instead of the table
 task = sys.argv[1] if len(sys.argv) > 1 and not sys.argv[1].startswith('-') else ''
 configure(globals(), argv=sys.argv[2:] if task else sys.argv[1:], rules=[
     'rounds >= 1', 'seconds > 0', 'threads >= 0', "device in ('auto', 'cpu', 'cuda')",
-    "dtype in ('auto', 'float32', 'bfloat16')",
+    "dtype in ('auto', 'float32', 'bfloat16')", "compile in ('auto', 'True', 'False')",
 ])
 if task not in (*TASKS, 'all'):
     fail(f"bench.py needs a task, found {task or 'none'}: choose from {', '.join(TASKS)}, all", status=2)
@@ -45,18 +45,21 @@ signals.install_excepthook('measure fewer rows with --only')
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from losses import make_loss, mean_loss
 from model import GPT, GPTConfig
 from nanoloss import baseline, dataloader, engine
-from nanoloss.device import choose_device, prepare_cpu, processor_name
+from nanoloss.device import choose_compile, choose_device, prepare_cpu, processor_name
 from nanoloss.optim import make_optimizer
 from nanoloss.paths import DATA, ROOT
 from nanoloss.tokenizer import Tokenizer
 
 SMALL = dict(n_layer=4, n_head=4, n_embd=128, block_size=256)
 MEDIUM = dict(n_layer=6, n_head=6, n_embd=384, block_size=256)
-LARGE = dict(n_layer=12, n_head=12, n_embd=768, block_size=1024)  # on a GPU only
+# on a GPU only, the shapes of the config files
+GPU_30M = dict(n_layer=6, n_head=6, n_embd=384, block_size=512)
+GPU_124M = dict(n_layer=12, n_head=12, n_embd=768, block_size=1024)
 GPT2, BPE = 50257, 4096  # vocabulary sizes
 # dense bfloat16 TFLOP/s (float16 on V100 and T4), from NVIDIA's data sheets
 PEAK_TFLOPS = {'H200': 989, 'H100 PCIe': 756, 'H100': 989, 'A100': 312, 'L40S': 362, 'L40': 181, 'A10G': 70,
@@ -66,6 +69,7 @@ if threads:
     torch.set_num_threads(threads)
 try:
     device, dtype, autocast, _ = choose_device(device, dtype)
+    compile, _ = choose_compile(compile, device)
 except ValueError as e:
     fail(e)
 on_gpu = device.startswith('cuda')
@@ -93,34 +97,37 @@ def head(loss, use_baseline=False, C=GPT2, N=4096, d=128):
             if use_baseline:
                 objective = baseline.loss(loss, hidden @ weight.T, targets)
             else:
-                objective = mean_loss(criterion, hidden, weight, targets, C)
+                objective = mean_loss(criterion, hidden, weight, targets, C, compile)
         objective.backward()
         hidden.grad = weight.grad = None
     return work, N, 0
 
 
-def iteration(loss, shape, batch_size=16, C=GPT2, optimizer='adamw', use_baseline=False):
-    """A training iteration on random tokens: forward, backward, gradient clipping, optimizer."""
+def iteration(loss, shape, batch_size=16, C=GPT2, optimizer='adamw', use_baseline=False, linear_cross_entropy=False):
+    """A training iteration on random tokens: forward, backward, gradient clipping, optimizer.
+
+    linear_cross_entropy: the baseline uses PyTorch's own loss without full logits (torch 2.13), in chunks of 512 tokens.
+    """
     raw_model = new_model(C, shape)
     x, y = torch.randint(C, (2, batch_size, shape['block_size']), device=device)
     layers, d = shape['n_layer'], shape['n_embd']
     weights = 12 * layers * d * d + (C * d if loss != 'mse' else 0)  # mse needs no logits
     flops = 6 * weights + 12 * layers * d * shape['block_size']
     if use_baseline:
-        train_step = baseline.trainer(raw_model, loss, compiled=compile)
+        train_step = baseline.trainer(raw_model, loss, compiled=compile, linear_cross_entropy=linear_cross_entropy)
 
         def work():
             with autocast:
                 train_step(x, y)
         return work, x.numel(), flops
     prepare_cpu(device)
-    model = torch.compile(raw_model) if compile else raw_model
+    model = torch.compile(raw_model, dynamic=False) if compile else raw_model
     criterion = make_loss(loss, C)
     optimizer = make_optimizer(raw_model, optimizer, 1e-3, 1e-3, 0.1, (0.9, 0.99))
 
     def work():
         with autocast:
-            objective = mean_loss(criterion, model(x), raw_model.lm_head.weight, y, C)
+            objective = mean_loss(criterion, model(x), raw_model.lm_head.weight, y, C, compile)
         objective.backward()
         torch.nn.utils.clip_grad_norm_(raw_model.parameters(), 1.0)
         optimizer.step()
@@ -170,12 +177,22 @@ def pairs(task):
         ('4,096 ids: muon / adamw, both ours', partial(small, 'cross_entropy', C=BPE, optimizer='muon'),
          partial(small, 'cross_entropy', C=BPE), None),
     ]
+    if hasattr(F, 'linear_cross_entropy'):
+        rows += [('cross_entropy: ours / torch linear_cross_entropy', partial(small, 'cross_entropy'),
+                  partial(other, 'cross_entropy', linear_cross_entropy=True), None)]
     if on_gpu:
-        cross_entropy, squentropy, mse = (partial(iteration, loss, LARGE)
-                                          for loss in ('cross_entropy', 'squentropy', 'mse'))
-        rows += [versus_baseline('124 M, cross_entropy', cross_entropy, 1.15),
-                 ('124 M, squentropy / cross_entropy', squentropy, cross_entropy, 0.97),
-                 ('124 M, mse / cross_entropy', mse, cross_entropy, 1)]
+        large = partial(iteration, shape=GPU_124M)
+        rows += [
+            versus_baseline('124 M, cross_entropy', partial(large, 'cross_entropy'), 1.15),
+            ('124 M, squentropy / cross_entropy', partial(large, 'squentropy'), partial(large, 'cross_entropy'), 0.97),
+            ('124 M, mse / cross_entropy', partial(large, 'mse'), partial(large, 'cross_entropy'), 1),
+            ('124 M, muon / adamw', partial(large, 'cross_entropy', optimizer='muon'), partial(large, 'cross_entropy'),
+             None),
+            versus_baseline('30 M, cross_entropy', partial(iteration, 'cross_entropy', GPU_30M, batch_size=64)),
+        ]
+        if hasattr(F, 'linear_cross_entropy'):
+            rows += [('124 M, cross_entropy: ours / linear_cross_entropy', partial(large, 'cross_entropy'),
+                      partial(large, 'cross_entropy', use_baseline=True, linear_cross_entropy=True), None)]
     return rows
 
 
@@ -193,8 +210,10 @@ def run_round():
     while calls == 0 or time.perf_counter() - start < seconds:
         work()
         calls += 1
-        if on_gpu:
+        if on_gpu and calls % 10 == 0:  # a training loop does not wait for the GPU in every iteration
             torch.cuda.synchronize()
+    if on_gpu:
+        torch.cuda.synchronize()
     rate = calls * tokens / (time.perf_counter() - start)
     if on_gpu:
         return rate, rate * flops, torch.cuda.max_memory_allocated()
@@ -207,10 +226,9 @@ def measure_pair(name, ours, other, target):
     """Run two cases alternately; return a row with medians of tokens/s and of the ratio of speeds, and peak memory."""
     context = multiprocessing.get_context('spawn')
     with ExitStack() as stack:
-        pools = []
-        for case in (ours, other):
-            pools.append(stack.enter_context(ProcessPoolExecutor(1, context, start_case, (case,))))
-            pools[-1].submit(bool).result()  # wait for the warm-up, so that it does not disturb the other process
+        pools = [stack.enter_context(ProcessPoolExecutor(1, context, start_case, (case,))) for case in (ours, other)]
+        for warm_up in [pool.submit(bool) for pool in pools]:
+            warm_up.result()
         results = [[pool.submit(run_round).result() for pool in pools] for _ in range(rounds)]
     rates, model_flops, memory = np.array(results).transpose(2, 1, 0)  # each (2, rounds)
     row = {'name': name, 'ours': median(rates[0]), 'other': median(rates[1]), 'ratio': median(rates[0] / rates[1]),
@@ -338,4 +356,5 @@ if __name__ == '__main__':
         if not json:
             print(format_row(row, peak), flush=True)
     if json:
-        print_json({'environment': environment, 'matmul': rate, 'matmul_by_torch': torch_rate, 'rows': rows})
+        print_json({'environment': environment, 'peak': peak, 'matmul': rate, 'matmul_by_torch': torch_rate,
+                    'rows': rows})

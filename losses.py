@@ -13,9 +13,9 @@ A loss of any other form is a function `loss(logits, targets)` in CUSTOM_LOSSES.
 Shapes: N tokens, C classes (the tokenizer's vocabulary), d the width of the model. `weight` is the weight of the
 head; rows from C on are padding and do not take part in the loss.
 """
+import functools
 import inspect
 import math
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -127,30 +127,33 @@ def reported_scale(loss, C):
 
 # the mean loss and its gradients without N x C logits -------------------------
 
-def mean_loss(loss, hidden, weight, targets, C):
+def mean_loss(loss, hidden, weight, targets, C, compiled=False):
     """Return the mean of `loss` over all tokens, differentiable in hidden and weight.
 
-    hidden (..., d), weight (at least C rows, d), targets (...) of ids in [0, C). The result is a float32 scalar
-    (float64 for float64 input). It supports one backward pass; a second one raises RuntimeError.
+    hidden (..., d), weight (at least C rows, d), targets (...) of ids in [0, C). compiled: use torch.compile where that
+    is faster. The result is a float32 scalar (float64 for float64 input). It supports one backward pass; a second one
+    raises RuntimeError.
     """
     hidden, targets = hidden.reshape(-1, hidden.size(-1)), targets.reshape(-1)
     if not isinstance(loss, LossCoefficients):
-        return _ChunkedLoss.apply(hidden, weight, targets, C, _custom_with_grad(loss)) / len(targets)
-    total = 0.0
-    if loss.c:
-        with_grad = partial(_cross_entropy_with_grad, z=loss.z / loss.c)
-        total = loss.c * _ChunkedLoss.apply(hidden, weight, targets, C, with_grad)
-    if any(loss[1:6]):
-        total = total + quadratic_term(loss, hidden, weight, targets, C).sum()
+        total = _ChunkedLoss.apply(hidden, weight, targets, C, _custom_with_grad(loss))
+    elif compiled and loss.c:  # the logits exist, so the quadratic form costs nothing
+        with_grad = functools.partial(_family_with_grad, coefficients=_as_tensor(loss, weight.dtype, hidden.device))
+        total = _ChunkedLoss.apply(hidden, weight, targets, C, with_grad)
+    else:
+        total = 0.0
+        if loss.c:
+            with_grad = functools.partial(_cross_entropy_with_grad, z=loss.z / loss.c)
+            total = loss.c * _ChunkedLoss.apply(hidden, weight, targets, C, with_grad)
+        if any(loss[1:6]):
+            total = total + quadratic_term(loss, hidden, weight, targets, C).sum()
     return total / len(targets)
 
 
 def quadratic_term(loss, hidden, weight, targets, C):
     """Return the quadratic part of the loss per token (N,), computed from the d x d Gram matrix of the head.
 
-    sum_j f_j^2 = h' (W'W) h and sum_j f_j = h . sum_j W_j, so no logits are needed, and autograd gives the exact
-    gradients (Vincent, de Brebisson & Bouthillier, arXiv 1412.7091). Differences of squares lose all digits in
-    bfloat16, so this runs in float32 whatever autocast says.
+    Differences of squares lose all digits in bfloat16, so this runs in float32 whatever autocast says.
     """
     with torch.autocast(hidden.device.type, enabled=False):
         h, W = _at_least_float32(hidden), _at_least_float32(weight)
@@ -161,42 +164,71 @@ def quadratic_term(loss, hidden, weight, targets, C):
         f_y = (h * F.embedding(targets, W)).sum(-1)
         total = loss.b2 * f_y * f_y + loss.b1 * f_y + loss.b0
         if loss.a2:
-            total = total + loss.a2 * (h @ (W.T @ W) * h).sum(-1)
+            total = total + loss.a2 * _SumOfSquares.apply(h, W)
         if loss.a1:
             total = total + loss.a1 * (h @ W.sum(0))
         return total
+
+
+class _SumOfSquares(torch.autograd.Function):
+    """sum_j f_j^2 of the logits f = W h of each token, (N,), for h (N, d) and W (C, d), without the logits.
+
+    It is h' (W'W) h, and its gradient in W is 2 W (sum of h h' over tokens): d x d matrices in place of N x C logits
+    (Vincent, de Brebisson & Bouthillier, arXiv 1412.7091).
+    """
+
+    @staticmethod
+    def forward(ctx, h, W):
+        Gh = h @ (W.T @ W)
+        ctx.save_for_backward(h, W, Gh)
+        return (h * Gh).sum(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        h, W, Gh = ctx.saved_tensors
+        grad = 2 * grad[:, None]
+        return grad * Gh, W @ ((grad * h).T @ h)
 
 
 class _ChunkedLoss(torch.autograd.Function):
     """The sum over tokens of a loss of the logits, one chunk of tokens at a time.
 
     Gradients are computed in the forward pass while the logits of the chunk exist, so there are never more than
-    `chunk_rows` rows of logits. per_token(logits (n, rows of weight), targets (n,), C) returns the losses (n,) and
-    their gradient in the shape of the logits, zero from column C on. It may overwrite the logits.
+    `chunk_rows` rows of logits. per_token(logits (n, rows of weight), targets (n,), C, scale) returns the losses (n,) and
+    `scale` times their gradient in the shape and dtype of the logits, zero from column C on. It computes in float32 and
+    may overwrite the logits.
     """
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, C, per_token):
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        # float16 rounds gradients below 3e-8 to zero; on a GPU their products are float32 and do not overflow
+        scale = 2.0**10 if dtype == torch.float16 and device == 'cuda' else 1.0
         with torch.autocast(device, enabled=False):
             h, W = hidden.to(dtype), weight.to(dtype)
             grad_h = torch.empty_like(hidden)
-            grad_W = weight.new_zeros(weight.shape[::-1])  # transposed: faster with oneDNN, no slower with MKL
+            grad_W = weight.new_zeros(weight.shape[::-1]).T  # transposed: faster with oneDNN, no slower with MKL
+            if device == 'cuda' and dtype != weight.dtype:
+                grad_W = torch.empty_like(weight)
             total = torch.zeros((), dtype=_at_least_float32(hidden[:0]).dtype, device=hidden.device)
-            rows = chunk_rows(C, hidden.device)
+            n_chunks = math.ceil(len(h) / chunk_rows(C, hidden.device))
+            rows = math.ceil(len(h) / n_chunks)
             for i in range(0, len(h), rows):
                 chunk = slice(i, i + rows)
-                logits = _at_least_float32(F.linear(h[chunk], W))
-                losses, grad = per_token(logits, targets[chunk], C)
+                losses, grad = per_token(h[chunk] @ W.T, targets[chunk], C, scale)
                 total += losses.sum()
-                grad = grad.to(dtype)
-                grad_h[chunk] = grad @ W
                 if dtype == weight.dtype:
-                    grad_W.addmm_(h[chunk].T, grad)
+                    grad_h[chunk] = grad @ W
+                    grad_W.T.addmm_(h[chunk].T, grad)
+                elif device == 'cuda':  # without rounding the products to half precision
+                    grad_h[chunk] = torch.mm(grad, W, out_dtype=torch.float32)
+                    torch.addmm(grad_W, grad.T, h[chunk], beta=min(i, 1), out_dtype=torch.float32, out=grad_W)
                 else:
-                    grad_W += h[chunk].T @ grad
-        ctx.grads = grad_h, grad_W.T
+                    grad_h[chunk] = grad @ W
+                    grad_W += (h[chunk].T @ grad).T
+        ctx.grads, ctx.scale = (grad_h, grad_W), scale
         return total
 
     @staticmethod
@@ -205,10 +237,12 @@ class _ChunkedLoss(torch.autograd.Function):
         if ctx.grads is None:
             raise RuntimeError('mean_loss supports one backward pass: its gradients are scaled in place')
         (grad_h, grad_W), ctx.grads = ctx.grads, None
+        grad = grad / ctx.scale
         return grad_h.mul_(grad), grad_W.mul_(grad), None, None, None
 
 
-def _cross_entropy_with_grad(logits, targets, C, z=0.0):
+def _cross_entropy_with_grad(logits, targets, C, scale, z=0.0):
+    dtype, logits = logits.dtype, _at_least_float32(logits)
     logits[:, C:] = -torch.inf  # the padding rows only make the matmul faster
     f_y = logits.gather(1, targets[:, None]).squeeze(1)
     largest = logits.amax(-1)
@@ -220,24 +254,80 @@ def _cross_entropy_with_grad(logits, targets, C, z=0.0):
         losses = losses + z * log_Z ** 2
         p *= (1 + 2 * z * log_Z)[:, None]
     p[torch.arange(len(targets), device=targets.device), targets] -= 1
-    return losses, p
+    return losses, p.to(dtype) if scale == 1 else p.mul_(scale).to(dtype)
+
+
+@functools.lru_cache(maxsize=1)
+def _as_tensor(loss, dtype, device):
+    return torch.tensor(loss, dtype=dtype, device=device)  # as numbers, a schedule would compile the function again
+
+
+def _family_with_grad(logits, targets, C, scale, coefficients):
+    """Any LossCoefficients and its gradient, for torch.compile: one kernel for the sums, one for the gradient."""
+    row_sums, write_gradient = _compiled()
+    losses, *row = row_sums(logits, targets, C, coefficients)
+    write_gradient(logits, targets, C, scale, coefficients, *row)
+    return losses, logits
+
+
+@functools.cache  # only when it is needed: importing torch's compiler takes a second
+def _compiled():
+    return torch.compile(_row_sums), torch.compile(_write_gradient)
+
+
+def _row_sums(logits, targets, C, coefficients):
+    c, a2, a1, b2, b1, b0, z, centred = coefficients.unbind()
+    is_class = _columns(logits) < C
+    logits = _at_least_float32(logits)
+    f = torch.where(is_class, logits, 0.0)
+    total, squares = f.sum(-1), (f * f).sum(-1)
+    log_Z = torch.where(is_class, logits, -torch.inf).logsumexp(-1)
+    mean = centred * total / C
+    f_y = logits.gather(1, targets[:, None]).squeeze(1)
+    g_y = f_y - mean
+    losses = c * (log_Z - f_y) + z * log_Z ** 2 + a2 * (squares - mean * (2 * total - C * mean)) + \
+        a1 * (total - C * mean) + b2 * g_y * g_y + b1 * g_y + b0
+    slope_y = 2 * b2 * g_y + b1
+    constant = (1 - centred) * a1 - centred * slope_y / C - 2 * a2 * mean
+    return losses, log_Z, c + 2 * z * log_Z, constant, slope_y - c
+
+
+def _write_gradient(logits, targets, C, scale, coefficients, *row):
+    log_Z, softmax_weight, constant, at_target = (x[:, None] for x in row)
+    column = _columns(logits)
+    f = _at_least_float32(logits)
+    grad = softmax_weight * (f - log_Z).exp() + 2 * coefficients[1] * f + constant
+    grad = grad + torch.where(column == targets.int()[:, None], at_target, 0.0)
+    logits.copy_(torch.where(column < C, scale * grad, 0.0))
+
+
+def _columns(logits):
+    return torch.arange(logits.size(1), dtype=torch.int32, device=logits.device)
 
 
 def _custom_with_grad(loss):
-    def per_token(logits, targets, C):
+    def per_token(logits, targets, C, scale):
+        dtype, logits = logits.dtype, _at_least_float32(logits)
         with torch.enable_grad():
             logits = logits.detach().requires_grad_()
             losses = loss(logits[:, :C], targets)
             grad, = torch.autograd.grad(losses.sum(), logits)
-        return losses.detach(), grad
+        return losses.detach(), (scale * grad).to(dtype)
     return per_token
 
 
 def chunk_rows(C, device):
-    """Return the number of tokens whose logits exist at a time: 8 MB of float32 logits on a CPU, which fit its cache,
-    256 MB elsewhere; at least 256 tokens, since the matmul is slow for fewer."""
-    budget = 2**21 if device.type == 'cpu' else 2**26  # logits
-    return max(256, budget // C)
+    """Return the number of tokens whose logits exist at a time, at least 256, since the matmul is slow for fewer.
+
+    Their float32 logits take 8 MB on a CPU, which fit its cache, and 1/64 of the memory of a CUDA GPU.
+    """
+    if device.type == 'cpu':
+        budget = 2**23
+    elif device.type == 'cuda':
+        budget = torch.cuda.get_device_properties(device).total_memory // 64
+    else:
+        budget = 2**28
+    return max(256, budget // (4 * C))
 
 
 def _at_least_float32(x):

@@ -64,6 +64,7 @@ min_delta = 0.0             # smallest improvement, in nats, that resets patienc
 device = 'auto'             # auto | cpu | cuda | cuda:1 | mps
 dtype = 'auto'              # auto | float32 | bfloat16 | float16
 compile = 'auto'            # auto (on CUDA) | True | False: torch.compile, which takes a minute to start
+check_device = True         # before training on a GPU, compare a small model's gradients with those of the CPU
 config = configure(globals(), rules=[
     ("out_dir != ''", 'pass a directory name'),
     'eval_interval >= 1',
@@ -122,6 +123,7 @@ import sys
 
 from nanoloss import signals
 signals.install_excepthook('lower --batch_size and raise --gradient_accumulation_steps, or use a smaller model')
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -129,7 +131,7 @@ from losses import LOSSES, make_loss, mean_loss, reported_scale
 from model import GPT, GPTConfig
 from nanoloss import dataloader, distributed, engine, link, optim, rng, statistics
 from nanoloss.checkpoint import all_finite, describe_model, init_model, load_checkpoint, restore_optimizer
-from nanoloss.device import choose_compile, choose_device, describe_environment, prepare_cpu
+from nanoloss.device import choose_compile, choose_device, compare_with_cpu, describe_environment, prepare_cpu
 from nanoloss.run_dir import RunDir
 from nanoloss.train_state import Timer, TrainState
 
@@ -148,10 +150,9 @@ with fail_on(OSError, ValueError):
         tokenizer.encode('')  # GPT-2's encoding may need a download
 tokens_per_iter = gradient_accumulation_steps * batch_size * block_size
 val_starts = dataloader.val_windows(len(data.val), block_size, eval_iters * batch_size)
-val_batches = [val_starts[i:i + batch_size] for i in range(0, len(val_starts), batch_size)]
-matmul_library = prepare_cpu(device, use_compile)
+val_batches = [val_starts[i:i + local_batch_size] for i in range(0, len(val_starts), local_batch_size)]
 distributed.init(device)
-environment = describe_environment(device, dtype, use_compile, matmul_library, distributed.world_size)
+environment = describe_environment(device, dtype, use_compile, prepare_cpu(device, use_compile), distributed.world_size)
 
 # model, optimizer and state --------------------------------------------------
 run_dir, state, checkpoint = None, TrainState(), {}
@@ -172,7 +173,9 @@ with fail_on(OSError, ValueError):
         if changes:
             log_line(f"changed since this run was saved: {', '.join(changes)}")
     raw_model.to(device)
-    model = torch.compile(raw_model) if use_compile else raw_model
+    if check_device and device != 'cpu':
+        compare_with_cpu(device, dtype, autocast, raw_model.config, lambda C: make_loss(loss, C, **config))
+    model = torch.compile(raw_model, dynamic=False) if use_compile else raw_model
     opt = optim.make_optimizer(raw_model, optimizer, learning_rate, muon_learning_rate, weight_decay, (beta1, beta2))
     scaler = torch.amp.GradScaler(device.split(':')[0], enabled=dtype == 'float16')
     if init_from == 'resume':
@@ -202,10 +205,12 @@ def estimate_loss(loss_fn):
     model.eval()
     sums = torch.zeros(len(val_batches), 2, dtype=torch.float64)  # one row per batch: the sum is the same for any ranks
     for i in range(distributed.rank, len(val_batches), distributed.world_size):
-        x, y = dataloader.load_windows(data.val, val_batches[i], block_size, device)
+        starts = np.resize(val_batches[i], local_batch_size)  # fills the last batch, so that only one shape is compiled
+        x, y = dataloader.load_windows(data.val, starts, block_size, device)
         with autocast:
             hidden = model(x)
-        scores = link.score_batch(loss_fn, hidden, raw_model.lm_head.weight, y, C)
+        n = len(val_batches[i])
+        scores = link.score_batch(loss_fn, hidden[:n], raw_model.lm_head.weight, y[:n], C)
         sums[i] = torch.stack(scores).cpu().double().sum(1)
     model.train()
     objective, nats = (distributed.all_reduce_sum(sums).sum(0) / (len(val_starts) * block_size)).tolist()
@@ -230,7 +235,7 @@ log_line(f"loss: {loss} ({loss_fn if loss in LOSSES else 'custom'})")
 log_line(f'run: {max_iters:,} iterations x {tokens_per_iter:,} tokens = '
          f'{max_iters * tokens_per_iter / len(data.train):.2f} epochs, output in {out_dir}')
 log_line(f"device: {device_reason}, {torch.get_num_threads()} threads, {distributed.world_size} processes, matmul by "
-         f"{matmul_library}, {'compiled' if use_compile else 'not compiled'} ({compile_reason})")
+         f"{environment['matmul']}, {'compiled' if use_compile else 'not compiled'} ({compile_reason})")
 if eval_only:
     objective, nats = estimate_loss(loss_fn)
     log_line(f'iter {state.iter_num}: val loss {objective:.4f}, {nats:.4f} nats per token, '
@@ -306,7 +311,7 @@ while True:
             number = micro_step * distributed.world_size + distributed.rank
             torch.manual_seed(rng.torch_seed(rng.DROPOUT, seed, state.iter_num, number))
         with autocast:
-            micro_loss = mean_loss(loss_fn, train_model(x), raw_model.lm_head.weight, y, C) / micro_steps
+            micro_loss = mean_loss(loss_fn, train_model(x), raw_model.lm_head.weight, y, C, use_compile) / micro_steps
         loss_sum += micro_loss.detach()
         x, y = get_batch(state.iter_num, micro_step + 1)
         scaler.scale(micro_loss).backward()

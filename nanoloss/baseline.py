@@ -25,13 +25,20 @@ def loss(name, logits, targets):
     raise ValueError(f'the baseline has no loss {name!r}')
 
 
-def trainer(model, name, learning_rate=1e-3, compiled=False):
-    """Return a function (x, y, learning_rate) -> loss that runs one iteration on token ids x and y (B, T)."""
+def trainer(model, name, learning_rate=1e-3, compiled=False, linear_cross_entropy=False):
+    """Return a function (x, y, learning_rate) -> loss that runs one iteration on token ids x and y (B, T).
+
+    linear_cross_entropy: compute cross-entropy by PyTorch's function of that name (2.13), in chunks of 512 tokens.
+    """
     def forward(x, y):
+        if linear_cross_entropy:
+            options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=512)
+            return F.linear_cross_entropy(model(x).flatten(0, 1), model.lm_head.weight, y.flatten(), options=options)
         return loss(name, model.lm_head(model(x)).flatten(0, 1), y.flatten())
     if compiled:
         forward = torch.compile(forward)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.1,
+                                  fused=True if next(model.parameters()).is_cuda else None)  # as in nanoGPT
 
     def iteration(x, y, learning_rate=learning_rate):
         mean_loss = forward(x, y)

@@ -202,17 +202,22 @@ def val_windows(n_tokens, block_size, count):
 
 
 def read_windows(tokens, starts, block_size):
-    """Return inputs and targets of the windows at `starts`: two int64 arrays (len(starts), block_size)."""
+    """Return inputs and targets of the windows at `starts`: two int64 arrays (len(starts), block_size).
+
+    Both are views of one array (len(starts), block_size + 1), their base.
+    """
     windows = np.stack([tokens[s:s + block_size + 1] for s in starts]).astype(np.int64)
     return windows[:, :-1], windows[:, 1:]
 
 
 def load_windows(tokens, starts, block_size, device):
-    """Return inputs and targets of read_windows() as tensors on the device, copied asynchronously to a CUDA device."""
-    pair = map(torch.from_numpy, read_windows(tokens, starts, block_size))
-    if device.startswith('cuda'):
-        return [x.pin_memory().to(device, non_blocking=True) for x in pair]
-    return [x.to(device) for x in pair]
+    """Return inputs and targets of read_windows() as tensors on the device.
+
+    To a CUDA device they are copied asynchronously, in one block of pinned memory.
+    """
+    windows = torch.from_numpy(read_windows(tokens, starts, block_size)[0].base)
+    windows = windows.pin_memory().to(device, non_blocking=True) if device.startswith('cuda') else windows.to(device)
+    return windows[:, :-1], windows[:, 1:]
 
 
 def story_bounds(tokens, eot):

@@ -1,12 +1,15 @@
 """Device, dtype and torch.compile: choose what the hardware supports, and prepare the CPU."""
 import ctypes
-import importlib.util
+import dataclasses
 import os
 import platform
+import shutil
 from contextlib import nullcontext
 
 import torch
 
+from losses import mean_loss
+from model import GPT
 from nanoloss import matmul
 
 
@@ -44,7 +47,7 @@ def choose_device(device='auto', dtype='auto', local_rank=None):
     Returns:
         (device, dtype, autocast, reason): two names, the context manager of the forward pass, and why
         these were chosen.
-    Raises ValueError if the requested device is not available.
+    Raises ValueError if the requested device is not available, or if 'auto' finds a GPU that PyTorch cannot use.
     """
     device_reason = dtype_reason = 'requested'
     if device == 'auto':
@@ -52,6 +55,9 @@ def choose_device(device='auto', dtype='auto', local_rank=None):
             device, device_reason = 'cuda', 'a CUDA GPU is available'
         elif torch.backends.mps.is_available():
             device, device_reason = 'mps', 'an Apple GPU is available'
+        elif problem := cuda_problem():
+            raise ValueError(f'this machine has an NVIDIA GPU that PyTorch {torch.__version__} cannot use ({problem}); '
+                             'update the driver or install another PyTorch build, or pass --device=cpu')
         else:
             device, device_reason = 'cpu', 'no GPU is available'
     if local_rank and ':' in device:
@@ -59,10 +65,11 @@ def choose_device(device='auto', dtype='auto', local_rank=None):
     if device == 'cuda' and local_rank is not None:
         device = f'cuda:{local_rank}'
     try:
+        if device.startswith('cuda:') and torch.cuda.is_available():  # otherwise some calls use memory and streams of GPU 0
+            torch.cuda.set_device(device)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as e:
-        reason = str(e).split('. ')[0].splitlines()[0][:150]
-        raise ValueError(f'--device={device} is not available ({reason}); use --device=auto') from None
+    except (RuntimeError, AssertionError, ValueError) as e:
+        raise ValueError(f'--device={device} is not available ({first_sentence(e)}); use --device=auto') from None
     kind = device.split(':')[0]
     if dtype == 'auto':
         if kind != 'cuda':
@@ -76,15 +83,85 @@ def choose_device(device='auto', dtype='auto', local_rank=None):
     return device, dtype, autocast, f'{device} ({device_reason}), {dtype} ({dtype_reason})'
 
 
+def cuda_problem():
+    """Return why PyTorch cannot use the NVIDIA GPU of this machine, in one line; '' if there is no such GPU."""
+    if not os.path.exists('/proc/driver/nvidia/version') and not shutil.which('nvidia-smi'):
+        return ''
+    if not torch.backends.cuda.is_built():
+        return 'this build has no CUDA support'
+    if os.environ.get('CUDA_VISIBLE_DEVICES') == '':
+        return ''  # hidden on purpose
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as e:
+        return first_sentence(e)
+    return ''
+
+
+def first_sentence(error):
+    return str(error).split('. ')[0].splitlines()[0][:150]
+
+
 def choose_compile(compile, device):
-    """Return whether to use torch.compile, and why: (bool, str). compile: 'auto', 'True' or 'False'."""
-    if compile != 'auto':
-        return compile == 'True', 'requested'
-    if device.split(':')[0] != 'cuda':
+    """Decide whether to use torch.compile, after compiling a trivial function: Triton needs a C compiler.
+
+    compile: 'auto', 'True' or 'False'. Returns (decision, reason). Raises ValueError if 'True' does not work.
+    """
+    if compile == 'False':
+        return False, 'requested'
+    if compile == 'auto' and device.split(':')[0] != 'cuda':
         return False, 'it pays off on CUDA GPUs only'
-    if not importlib.util.find_spec('triton') or torch.cuda.get_device_capability(device)[0] < 7:
-        return False, 'it needs Triton and a GPU of compute capability 7'
-    return True, 'a CUDA GPU is available'
+    try:
+        torch.compile(lambda x: (x * x).sum())(torch.ones(64, device=device)).item()
+    except Exception as e:  # of many kinds: no compiler, no Python headers, no Triton, an old GPU
+        reason = f'it does not work here: {compile_error(e)}'
+        if compile == 'auto':
+            return False, reason
+        raise ValueError(f'--compile=True: {reason}; use --compile=False') from None
+    return True, 'requested' if compile == 'True' else 'it pays off on CUDA GPUs'
+
+
+def compile_error(error):
+    """Return the line of a torch.compile error that names the cause."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__
+    return next((line.strip()[:200] for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def compare_with_cpu(device, dtype, autocast, config, loss):
+    """Compare a loss and its gradients on a device with those of the CPU in float32, for a small GPT.
+
+    Some devices and drivers compute wrongly without an error (PyTorch issues #109457 and #180776 for Apple's). It
+    takes less than a second.
+
+    Args:
+        device, dtype, autocast: what choose_device() returned.
+        config: GPTConfig of the run; the check has two of its layers, 64 tokens and at most 512 ids.
+        loss: function of C that returns the loss, see losses.make_loss().
+    Raises ValueError if they differ by more than the dtype explains.
+    """
+    config = dataclasses.replace(config, n_layer=min(2, config.n_layer), block_size=min(32, config.block_size),
+                                 vocab_size=min(512, config.vocab_size), dropout=0.0)
+    generator = torch.Generator().manual_seed(0)
+    model = GPT(config)
+    tokens = torch.randint(config.vocab_size, (2, 2, config.block_size), generator=generator)
+
+    def loss_and_gradients(device, context):
+        model.to(device).zero_grad()
+        x, y = tokens.to(device)
+        with context:
+            mean = mean_loss(loss(config.vocab_size), model(x), model.lm_head.weight, y, config.vocab_size)
+        mean.backward()
+        return mean.item(), torch.cat([p.grad.flatten() for p in model.parameters()]).cpu()
+
+    expected_loss, expected = loss_and_gradients('cpu', nullcontext())
+    found_loss, found = loss_and_gradients(device, autocast)
+    tolerance = {'float32': 1e-3, 'float16': 0.03, 'bfloat16': 0.1}[dtype]
+    error = float((found - expected).norm() / expected.norm())
+    if not (error < tolerance and abs(found_loss - expected_loss) < tolerance * abs(expected_loss)):  # false for NaN
+        raise ValueError(f'--device={device} computes wrongly in {dtype}: a loss of {found_loss:.6g} instead of '
+                         f'{expected_loss:.6g}, and gradients with a relative error of {error:.2g}; update PyTorch and '
+                         'the driver, use --device=cpu, or skip this check with --check_device=False')
 
 
 def prepare_cpu(device, compiled=False):

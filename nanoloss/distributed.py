@@ -62,7 +62,7 @@ def wrap_model(model):
 
 
 def all_reduce_sum(x):
-    """Sum a CPU tensor over all ranks, in place, and return it. Every rank gets the same bits.
+    """Sum a tensor over all ranks, in place, and return it. Every rank gets the same bits.
 
     Raises RuntimeError if another rank has exited.
     """

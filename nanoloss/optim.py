@@ -3,13 +3,13 @@ import math
 
 import torch
 
+from nanoloss import distributed
+
 
 def make_optimizer(model, name, learning_rate, muon_learning_rate, weight_decay, betas):
     """Return the optimizer of a GPT. Weight decay applies to matrices and embeddings only.
 
-    'muon' uses Muon (Jordan 2024, kellerjordan.github.io/posts/muon) for the weight matrices of the
-    blocks, scaled so that its updates have the RMS of AdamW's (Liu et al., arXiv 2502.16982).
-    Embeddings, the tied head and vectors use AdamW.
+    'muon' uses Muon for the weight matrices of the blocks. Embeddings, the tied head and vectors use AdamW.
 
     Args:
         name: 'adamw' or 'muon'.
@@ -29,9 +29,55 @@ def make_optimizer(model, name, learning_rate, muon_learning_rate, weight_decay,
     if not matrices:
         return adamw
     muon_learning_rate = muon_learning_rate or learning_rate
-    muon = torch.optim.Muon([{'params': matrices, 'lr_scale': muon_learning_rate / learning_rate}],
-                            lr=muon_learning_rate, weight_decay=weight_decay, adjust_lr_fn='match_rms_adamw')
+    muon = Muon([{'params': matrices, 'lr_scale': muon_learning_rate / learning_rate}], lr=muon_learning_rate,
+                weight_decay=weight_decay)
     return CombinedOptimizer(adamw, muon)
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan 2024, kellerjordan.github.io/posts/muon) with updates of the RMS of AdamW's (Liu et al., arXiv
+    2502.16982), for parameters that are matrices.
+
+    The same as torch.optim.Muon with adjust_lr_fn='match_rms_adamw', except that matrices of one shape are
+    orthogonalized in one batch, which torchrun's processes share among themselves. Every process must call step().
+    """
+
+    def __init__(self, params, lr, weight_decay, momentum=0.95):
+        super().__init__(params, {'lr': lr, 'weight_decay': weight_decay, 'momentum': momentum})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            by_shape = {}
+            for p in group['params']:
+                by_shape.setdefault(p.shape, []).append(p)
+            for shape, matrices in by_shape.items():
+                grads = [p.grad for p in matrices]
+                for p in matrices:
+                    if 'momentum_buffer' not in self.state[p]:
+                        self.state[p]['momentum_buffer'] = torch.zeros_like(p)
+                averages = [self.state[p]['momentum_buffer'] for p in matrices]
+                torch._foreach_lerp_(averages, grads, 1 - group['momentum'])
+                nesterov = torch.stack(torch._foreach_lerp(grads, averages, group['momentum']))
+                mine = slice(distributed.rank, None, distributed.world_size)
+                updates = torch.zeros_like(nesterov, dtype=torch.bfloat16)
+                updates[mine] = orthogonalize(nesterov[mine])
+                distributed.all_reduce_sum(updates)
+                torch._foreach_mul_(matrices, 1 - group['lr'] * group['weight_decay'])
+                torch._foreach_add_(matrices, updates.float().unbind(), alpha=-0.2 * math.sqrt(max(shape)) * group['lr'])
+
+
+def orthogonalize(G):
+    """Return roughly U V' for each matrix U S V' of G (k, m, n), in bfloat16, by five Newton-Schulz iterations with
+    the coefficients of Jordan 2024."""
+    X = G.bfloat16()
+    X = X.mT if G.size(1) > G.size(2) else X
+    X = X / X.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(5):
+        A = X @ X.mT
+        B = torch.baddbmm(A, A, A, beta=-4.7750, alpha=2.0315)
+        X = torch.baddbmm(X, B, X, beta=3.4445)
+    return X.mT if G.size(1) > G.size(2) else X
 
 
 class CombinedOptimizer:

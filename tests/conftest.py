@@ -23,6 +23,11 @@ os.environ.setdefault('HF_HUB_OFFLINE', '1')  # no test waits for a network
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 
 
+def pytest_runtest_setup(item):
+    if item.get_closest_marker('cuda') and not torch.cuda.is_available():
+        pytest.skip('needs a CUDA GPU')
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)

@@ -51,13 +51,14 @@ def test_val_windows():
     assert np.array_equal(dataloader.val_windows(11, 10, 5), [0])
 
 
-def test_targets_are_the_next_tokens():
-    """Each target is the token after its input, as an array and as a tensor."""
+@pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=pytest.mark.cuda)])
+def test_targets_are_the_next_tokens(device):
+    """Each target is the token after its input, as an array and as a tensor on any device."""
     tokens, starts = np.arange(100, dtype=np.uint16), np.array([3, 50])
     x, y = dataloader.read_windows(tokens, starts, 10)
     assert x.dtype == np.int64 and np.array_equal(y, x + 1) and np.array_equal(x[:, 0], starts)
-    loaded = dataloader.load_windows(tokens, starts, 10, 'cpu')
-    assert all(torch.equal(tensor, torch.tensor(array)) for tensor, array in zip(loaded, (x, y), strict=True))
+    loaded = dataloader.load_windows(tokens, starts, 10, device)
+    assert all(torch.equal(tensor.cpu(), torch.tensor(array)) for tensor, array in zip(loaded, (x, y), strict=True))
 
 
 @pytest.mark.parametrize('tokens', [[1, 2, 9, 3, 9], [9, 9], [1, 2], [9, 1]])

@@ -1,9 +1,11 @@
-"""The choice of device, dtype and compilation."""
+"""The choice of device, dtype and compilation, and the check of a device."""
 from contextlib import nullcontext
 
 import pytest
 import torch
 
+import losses
+from model import GPTConfig
 from nanoloss import device
 
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason='needs a machine without a CUDA GPU')
@@ -24,7 +26,75 @@ def test_requested():
     with autocast:
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
     assert (name, dtype) == ('cpu', 'bfloat16')
-    assert [device.choose_compile(value, 'cpu')[0] for value in ('True', 'False')] == [True, False]
+    assert device.choose_compile('False', 'cpu')[0] is False
+
+
+@pytest.mark.parametrize('setting', ['auto', 'True'])
+def test_compiler_that_does_not_work(setting, monkeypatch):
+    """If a trivial function cannot be compiled, auto falls back with the reason, and True is one line that gives it."""
+    def compile(function):
+        def compiled(x):
+            raise RuntimeError('InvalidCxxCompiler: none of\n g++, clang++') from FileNotFoundError('no compiler')
+        return compiled
+    monkeypatch.setattr(torch, 'compile', compile)
+    monkeypatch.setattr(torch, 'ones', lambda *shape, device: None)
+    if setting == 'auto':
+        decision, reason = device.choose_compile('auto', 'cuda')
+        assert decision is False and 'no compiler' in reason and '\n' not in reason
+    else:
+        with pytest.raises(ValueError, match='--compile') as e:
+            device.choose_compile('True', 'cpu')
+        assert 'no compiler' in str(e.value) and '\n' not in str(e.value)
+
+
+@NO_CUDA
+def test_gpu_that_pytorch_cannot_use(monkeypatch):
+    """auto does not fall back to the CPU on a machine whose NVIDIA GPU PyTorch cannot use; --device=cpu does."""
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: False)
+    monkeypatch.setattr(device.shutil, 'which', lambda name: '/usr/bin/nvidia-smi')
+    with pytest.raises(ValueError, match='--device=cpu'):
+        device.choose_device('auto')
+    assert device.choose_device('cpu')[0] == 'cpu'
+    monkeypatch.setattr(torch.backends.cuda, 'is_built', lambda: True)
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
+    assert device.choose_device('auto')[0] == 'cpu'
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES')
+
+    def init():
+        raise RuntimeError('The NVIDIA driver on your system is too old (found version 11040). Please update')
+    monkeypatch.setattr(torch.cuda, 'init', init)
+    with pytest.raises(ValueError, match='11040') as e:
+        device.choose_device('auto')
+    assert '\n' not in str(e.value)
+
+
+LOSS = {'cross_entropy': losses.cross_entropy, 'mse': losses.mse, 'squentropy': losses.squentropy}
+CONFIG = GPTConfig(block_size=64, vocab_size=5000, n_layer=6, n_head=2, n_embd=32, dropout=0.1)
+
+
+@pytest.mark.parametrize('name', LOSS)
+def test_device_that_computes_correctly(name):
+    """bfloat16 on a CPU passes the check, whatever the loss."""
+    for dtype in ('float32', 'bfloat16'):
+        _, _, autocast, _ = device.choose_device('cpu', dtype)
+        device.compare_with_cpu('cpu', dtype, autocast, CONFIG, LOSS[name])
+
+
+@pytest.mark.parametrize('wrong', ['gelu', 'layer_norm', 'nan'])
+def test_device_that_computes_wrongly(wrong, monkeypatch):
+    """A device whose GELU or layer norm is off by 3 %, or that returns NaN, is refused in one line."""
+    factor = float('nan') if wrong == 'nan' else 1.03
+    name = 'gelu' if wrong == 'nan' else wrong
+    correct, calls = getattr(torch.nn.functional, name), []
+
+    def from_the_second_run_on(x, *args, **options):
+        calls.append(name)
+        n_calls = 2 if name == 'gelu' else 5  # of the run on the CPU
+        return correct(x, *args, **options) * (factor if len(calls) > n_calls else 1)
+    monkeypatch.setattr(torch.nn.functional, name, from_the_second_run_on)
+    with pytest.raises(ValueError, match='--device=cpu.*--check_device') as e:
+        device.compare_with_cpu('cpu', 'float32', nullcontext(), CONFIG, losses.squentropy)
+    assert '\n' not in str(e.value)
 
 
 @pytest.mark.parametrize('name', ['cpu:x', pytest.param('cuda', marks=NO_CUDA), pytest.param('cuda:7', marks=NO_CUDA)])
@@ -56,10 +126,21 @@ def test_describe_environment():
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
 def test_cuda():
     """On a GPU, auto is CUDA in bfloat16 or float16, and each process of a node has its own GPU."""
     name, dtype, _, _ = device.choose_device('auto', 'auto')
     assert name == 'cuda' and dtype in ('bfloat16', 'float16')
     assert device.choose_device('cuda', local_rank=0)[0] == 'cuda:0'
     assert 'cores' not in device.processor_name('cuda')
+    assert device.choose_device('cuda:0')[0] == 'cuda:0' and torch.cuda.current_device() == 0
+    with pytest.raises(ValueError, match='--device=cuda:77'):
+        device.choose_device('cuda:77')
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
+@pytest.mark.parametrize('name', LOSS)
+def test_cuda_computes_correctly(name, dtype):
+    """A GPU agrees with the CPU to the precision of each dtype."""
+    _, _, autocast, _ = device.choose_device('cuda', dtype)
+    device.compare_with_cpu('cuda', dtype, autocast, CONFIG, LOSS[name])

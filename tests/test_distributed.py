@@ -228,7 +228,6 @@ def test_divergence_is_agreed(train, tmp_path):
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
 def test_torchrun_on_cuda(torchrun, train, tiny_data, tmp_path):
     """One NCCL process under torchrun has the losses of a process without torchrun."""
     process = torchrun(1, 'train.py', *FLAGS, f'--dataset={tiny_data}', f'--out_dir={tmp_path}/run', '--device=cuda')

@@ -130,6 +130,18 @@ def test_results_are_reproducible(data, tmp_path):
             assert other['readouts'][name][key] == pytest.approx(value, rel=1e-4), (name, key)
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize('loss', ['cross_entropy', 'squentropy', 'mse'])
+def test_cuda_agrees_with_the_cpu(loss, data, tmp_path):
+    """A GPU and a CPU give the same figures in every readout."""
+    save(tmp_path / 'best.pt', loss)
+    flags = f'--checkpoint={tmp_path}/best.pt', f'--dataset={data}'
+    cpu, cuda = evaluate(*flags), evaluate(*flags, '--device=cuda')
+    for name, readout in cpu['readouts'].items():
+        for key in ('nats', 'top1', 'brier', 'ece_width'):
+            assert readout[key] == pytest.approx(cuda['readouts'][name][key], abs=1e-4), (name, key)
+
+
 def test_cross_fitting(data, tmp_path):
     """Each half of val.bin is calibrated on the other half; test.bin on all of val.bin."""
     save(tmp_path / 'm.pt')

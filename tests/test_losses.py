@@ -79,15 +79,17 @@ def reference(formula, h, W, y, C):
     return value, *torch.autograd.grad(value, (h, W))
 
 
+@pytest.mark.parametrize('compiled', [False, True])
 @pytest.mark.parametrize('rows', [70, 128])
 @pytest.mark.parametrize('key', CASES)
-def test_value_and_gradients_are_the_formulas(key, rows, monkeypatch):
+def test_value_and_gradients_are_the_formulas(key, rows, compiled, monkeypatch):
     """In float64, over several uneven chunks, with and without padding, value and gradients are the formula's."""
     monkeypatch.setattr(losses, 'chunk_rows', lambda C, device: 10)
+    monkeypatch.setattr(losses, '_compiled', lambda: (losses._row_sums, losses._write_gradient))  # compiling is slow
     loss, formula = case(key, 70)
     h, W, y = head(rows=rows)
     value, grad_h, grad_W = reference(formula, h, W, y, 70)
-    ours = losses.mean_loss(loss, h, W, y, 70)
+    ours = losses.mean_loss(loss, h, W, y, 70, compiled)
     ours.backward()
     torch.testing.assert_close(ours, value, rtol=1e-12, atol=0)
     torch.testing.assert_close(h.grad, grad_h, rtol=1e-9, atol=1e-12)
@@ -95,15 +97,19 @@ def test_value_and_gradients_are_the_formulas(key, rows, monkeypatch):
     assert W.grad[70:].abs().sum() == 0
 
 
-def check_precision(key, device, dtype, tolerance):
-    """Compare value and gradients at N = 200, C = 500 with float64; dtypes below float32 run under autocast."""
-    loss, formula = case(key, 500)
-    h, W, y = head(N=200, C=500, rows=512, dtype=torch.float32)
+def check_precision(key, device, dtype, tolerance, monkeypatch, compiled=False):
+    """Compare value and gradients with float64 at C = 1,500, in chunks of 70, 70 and 60 tokens.
+
+    dtypes below float32 run under autocast.
+    """
+    monkeypatch.setattr(losses, 'chunk_rows', lambda C, device: 70)
+    loss, formula = case(key, 1500)
+    h, W, y = head(N=200, C=1500, rows=1536, dtype=torch.float32)
     W.data *= 0.1
-    value, grad_h, grad_W = reference(formula, h, W, y, 500)
+    value, grad_h, grad_W = reference(formula, h, W, y, 1500)
     h, W = (x.detach().to(device).requires_grad_() for x in (h, W))
     with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-        ours = losses.mean_loss(loss, h, W, y.to(device), 500)
+        ours = losses.mean_loss(loss, h, W, y.to(device), 1500, compiled)
     ours.backward()
     assert ours.dtype == torch.float32
     assert abs(ours.cpu() - value) < tolerance * value
@@ -113,18 +119,40 @@ def check_precision(key, device, dtype, tolerance):
 
 @pytest.mark.parametrize('dtype,tolerance', [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
 @pytest.mark.parametrize('key', CASES)
-def test_float32_and_bfloat16_autocast(key, dtype, tolerance):
+def test_float32_and_bfloat16_autocast(key, dtype, tolerance, monkeypatch):
     """float32 and bfloat16 autocast match float64 to their precision."""
-    check_precision(key, 'cpu', dtype, tolerance)
+    check_precision(key, 'cpu', dtype, tolerance, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('key', CASES)
+def test_compiled_head(key, monkeypatch):
+    """torch.compile changes neither value nor gradients by more than the precision of float32."""
+    check_precision(key, 'cpu', torch.float32, 1e-4, monkeypatch, compiled=True)
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
+@pytest.mark.parametrize('compiled', [False, True])
 @pytest.mark.parametrize('dtype,tolerance', [(torch.float32, 1e-4), (torch.bfloat16, 3e-2), (torch.float16, 1e-2)])
 @pytest.mark.parametrize('key', CASES)
-def test_heads_on_cuda(key, dtype, tolerance):
-    """On a GPU, float32 and both autocast dtypes match float64 to their precision."""
-    check_precision(key, 'cuda', dtype, tolerance)
+def test_heads_on_cuda(key, dtype, tolerance, compiled, monkeypatch):
+    """On a GPU, float32 and both autocast dtypes match float64 to their precision, compiled or not."""
+    check_precision(key, 'cuda', dtype, tolerance, monkeypatch, compiled)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize('compiled', [False, True])
+def test_float16_range_on_cuda(compiled):
+    """In float16, gradients that are too small or too large for it reach the weights: products are in float32."""
+    h = torch.full((4096, 8), 30.0, device='cuda').requires_grad_()  # the gradient's sum over tokens exceeds 65,504
+    W = (1e-4 * torch.randn(1024, 8, device='cuda')).requires_grad_()
+    y = torch.zeros(4096, dtype=torch.int64, device='cuda')
+    with torch.autocast('cuda', torch.float16):
+        losses.mean_loss(losses.cross_entropy(1024), h, W, y, 1024, compiled).backward()
+    reference_h, reference_W = (x.detach().double().requires_grad_() for x in (h, W))
+    F.cross_entropy(reference_h @ reference_W.T, y).backward()
+    for ours, reference in ((h.grad, reference_h.grad), (W.grad, reference_W.grad)):
+        assert (ours - reference).norm() < 1e-2 * reference.norm()
 
 
 @pytest.mark.skipif(not hasattr(F, 'linear_cross_entropy'), reason='torch before 2.13 has no linear_cross_entropy')

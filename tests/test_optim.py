@@ -63,6 +63,26 @@ def test_muon_matches_its_equations():
             assert torch.equal(model.get_parameter(name), other.get_parameter(name)), name
 
 
+@pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=pytest.mark.cuda)])
+def test_muon_matches_torch(device):
+    """Batches of matrices of one shape take the same steps as torch.optim.Muon, which takes them one by one."""
+    shapes = [(24, 8), (8, 8), (32, 8), (8, 32)] * 2
+    ours, theirs = ([torch.randn(shape, device=device) for shape in shapes] for _ in range(2))
+    for p, q in zip(ours, theirs, strict=True):
+        q.copy_(p)
+    a = optim.Muon([{'params': ours}], lr=0.02, weight_decay=0.1)
+    b = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, adjust_lr_fn='match_rms_adamw')
+    before = [p.clone() for p in ours]
+    for _ in range(3):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        a.step()
+        b.step()
+    for p, q, start in zip(ours, theirs, before, strict=True):
+        assert (p - q).norm() < 0.02 * (q - start).norm()  # both compute in bfloat16
+
+
 @pytest.mark.parametrize('name', ['adamw', 'muon'])
 def test_state_dict(name):
     """Saving, loading and continuing gives the same bits as never stopping; another optimizer's state is refused."""

@@ -52,6 +52,13 @@ def test_greedy(run_dir):
     assert sample(run_dir, *flags) == sample(run_dir, *flags, '--seed=9')
 
 
+@pytest.mark.cuda
+def test_cuda_writes_the_story_of_the_cpu(run_dir):
+    """In float32 the likeliest story is the same on a GPU."""
+    flags = '--temperature=0', '--num_samples=1', '--dtype=float32'
+    assert sample(run_dir, *flags, '--device=cuda') == sample(run_dir, *flags, '--device=cpu')
+
+
 def test_prompt_from_a_file(run_dir, tmp_path):
     """--start=FILE: reads the prompt from a file."""
     (tmp_path / 'prompt.txt').write_text('The little ')

@@ -399,14 +399,29 @@ def test_unwritable_stdout(tiny_data, tmp_path):
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
-def test_resume_on_cuda(begin, tmp_path):
+@pytest.mark.parametrize('flags', ['--dtype=bfloat16 --compile=True', '--dtype=float16 --compile=False',
+                                   '--dtype=float32 --compile=False --optimizer=muon'])
+def test_resume_on_cuda(flags, begin, tmp_path):
     """On a GPU a resumed run has the batches and the schedule of an uninterrupted one; losses agree up to rounding."""
-    flags = ['--device=cuda', '--lr_decay_iters=30', '--loss=squentropy']
-    assert begin(*flags, '--max_iters=30', folder='whole').finish()[0] == 0
-    assert begin(*flags, '--max_iters=10').finish()[0] == 0
-    assert begin(*flags, '--max_iters=30', '--init_from=resume').finish()[0] == 0
+    flags = ['--device=cuda', '--lr_decay_iters=30', '--loss=squentropy', *flags.split()]
+    for folder, *more in (('whole', '--max_iters=30'), ('run', '--max_iters=10'),
+                          ('run', '--max_iters=30', '--init_from=resume')):
+        status, _, err = begin(*flags, *more, folder=folder).finish()
+        assert status == 0, err
     a, b = ([(m['lr'], m['loss']) for m in read(tmp_path / folder / 'metrics.jsonl') if 'loss' in m and m['iter'] > 10]
             for folder in ('whole', 'run'))
     assert [lr for lr, _ in a] == [lr for lr, _ in b]
     assert [loss for _, loss in a] == pytest.approx([loss for _, loss in b], rel=2e-2)
+
+
+@pytest.mark.cuda
+def test_cuda_trains_like_the_cpu(begin, tmp_path):
+    """In float32 a GPU and a CPU end a short run of each optimizer at the same loss, up to rounding."""
+    for optimizer in ('adamw', 'muon'):
+        for device in ('cpu', 'cuda'):
+            flags = [f'--device={device}', '--dtype=float32', '--compile=False', f'--optimizer={optimizer}', '--dropout=0']
+            status, _, err = begin(*flags, '--max_iters=20', folder=f'{optimizer}-{device}').finish()
+            assert status == 0, err
+        cpu, cuda = ([m['loss'] for m in read(tmp_path / f'{optimizer}-{device}/metrics.jsonl') if 'loss' in m]
+                     for device in ('cpu', 'cuda'))
+        assert cpu == pytest.approx(cuda, rel=1e-2)
