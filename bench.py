@@ -196,40 +196,61 @@ def pairs(task):
     return rows
 
 
-# Measurement. Each case runs in its own process, which spawn starts by importing this file.
+# Measurement
 
-def start_case(case):
-    global work, tokens, flops
-    work, tokens, flops = case()
-    work()  # warm-up: allocation and compilation
+class Case:
+    """A case that is ready to run."""
+
+    def __init__(self, make):
+        before = torch.cuda.memory_allocated() if on_gpu else 0
+        self.work, self.tokens, self.flops = make()
+        self.work()  # warm-up: allocation and compilation
+        self.bytes_kept = torch.cuda.memory_allocated() - before if on_gpu else 0
+
+    def run_round(self):
+        """Run for at least `seconds`; return tokens/s, FLOP/s and the peak memory in bytes."""
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+            bytes_of_others = torch.cuda.memory_allocated() - self.bytes_kept
+        calls, start = 0, time.perf_counter()
+        while calls == 0 or time.perf_counter() - start < seconds:
+            self.work()
+            calls += 1
+            if on_gpu and calls % 10 == 0:  # a training loop does not wait for the GPU in every iteration
+                torch.cuda.synchronize()
+        if on_gpu:
+            torch.cuda.synchronize()
+        rate = calls * self.tokens / (time.perf_counter() - start)
+        if on_gpu:
+            return rate, rate * self.flops, torch.cuda.max_memory_allocated() - bytes_of_others
+        import resource  # not on Windows
+        memory_unit = 1 if sys.platform == 'darwin' else 1024
+        return rate, rate * self.flops, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * memory_unit
+
+
+# On a CPU each case has a process of its own, which spawn starts by importing this file.
+
+def start_case(make):
+    global case
+    case = Case(make)
 
 
 def run_round():
-    """Run the case of this process for at least `seconds`; return its tokens/s, FLOP/s and peak memory in bytes."""
-    calls, start = 0, time.perf_counter()
-    while calls == 0 or time.perf_counter() - start < seconds:
-        work()
-        calls += 1
-        if on_gpu and calls % 10 == 0:  # a training loop does not wait for the GPU in every iteration
-            torch.cuda.synchronize()
-    if on_gpu:
-        torch.cuda.synchronize()
-    rate = calls * tokens / (time.perf_counter() - start)
-    if on_gpu:
-        return rate, rate * flops, torch.cuda.max_memory_allocated()
-    import resource  # not on Windows
-    memory_unit = 1 if sys.platform == 'darwin' else 1024
-    return rate, rate * flops, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * memory_unit
+    return case.run_round()
 
 
 def measure_pair(name, ours, other, target):
     """Run two cases alternately; return a row with medians of tokens/s and of the ratio of speeds, and peak memory."""
-    context = multiprocessing.get_context('spawn')
     with ExitStack() as stack:
-        pools = [stack.enter_context(ProcessPoolExecutor(1, context, start_case, (case,))) for case in (ours, other)]
-        for warm_up in [pool.submit(bool) for pool in pools]:
-            warm_up.result()
-        results = [[pool.submit(run_round).result() for pool in pools] for _ in range(rounds)]
+        if on_gpu:  # in one process: compiling takes longer than measuring, and the compiled code is shared
+            functions = [case.run_round for case in (Case(ours), Case(other))]
+        else:
+            context, functions = multiprocessing.get_context('spawn'), []
+            for make in (ours, other):
+                pool = stack.enter_context(ProcessPoolExecutor(1, context, start_case, (make,)))
+                pool.submit(bool).result()  # wait for the warm-up, so that it does not disturb the other process
+                functions.append(lambda pool=pool: pool.submit(run_round).result())
+        results = [[function() for function in functions] for _ in range(rounds)]
     rates, model_flops, memory = np.array(results).transpose(2, 1, 0)  # each (2, rounds)
     row = {'name': name, 'ours': median(rates[0]), 'other': median(rates[1]), 'ratio': median(rates[0] / rates[1]),
            'target': target, 'unit': 'tokens/s', 'ours_bytes': memory[0].max(), 'other_bytes': memory[1].max(),

@@ -7,6 +7,8 @@ It reads one JSON object per line from stdin:
     {"wait": pid}                                     -> prints its exit status, as a shell reports it
 """
 import atexit
+import contextlib
+import importlib
 import json
 import os
 import resource
@@ -53,14 +55,10 @@ def run_script(job):
 
 
 if __name__ == '__main__':
-    import matplotlib.pyplot  # noqa: F401
-    import numpy  # noqa: F401
-    import optuna  # noqa: F401
-    import tiktoken  # noqa: F401
-    import tokenizers  # noqa: F401
     import torch
-    import torch._dynamo  # noqa: F401  (torch.optim imports it)
-    import tqdm  # noqa: F401
+    for name in ('matplotlib.pyplot', 'numpy', 'optuna', 'tiktoken', 'tokenizers', 'torch._dynamo', 'tqdm'):
+        with contextlib.suppress(ModuleNotFoundError):  # a script that needs it says so
+            importlib.import_module(name)
     for line in sys.stdin:
         job = json.loads(line)
         if 'wait' in job:
