@@ -34,6 +34,7 @@ from nanoloss import distributed
 from nanoloss.checkpoint import load_checkpoint, restore_model
 from nanoloss.device import choose_device
 from nanoloss.engine import generate_stories
+from nanoloss.readers import DataError, read_text, repair
 from nanoloss.run_dir import find_checkpoint
 
 if distributed.world_size > 1:
@@ -45,10 +46,12 @@ try:
     model, tokenizer, loss = restore_model(loaded, device)
     if start.startswith('FILE:'):
         try:
-            with open(start.removeprefix('FILE:'), encoding='utf-8', errors='replace') as f:
-                start = f.read()
+            start = read_text(start.removeprefix('FILE:'))
         except OSError as e:
             fail(f'--start={start} could not be read ({e.strerror}); pass FILE: and the path of a text file')
+        except DataError as e:
+            fail(f'--start: {e}')
+    start = repair(start)  # a locale without UTF-8 leaves surrogates in the arguments
     prompt_ids = tokenizer.encode(start)  # fails now if GPT-2's encoding could not be loaded
     if tokenizer.kind == 'ids':
         start = tokenizer.decode(prompt_ids)

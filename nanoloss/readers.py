@@ -2,6 +2,7 @@
 
 All readers stream, so memory use does not grow with the size of the input.
 """
+import codecs
 import gzip
 import io
 import itertools
@@ -16,7 +17,9 @@ from typing import NamedTuple
 
 HUB, REVISION = 'roneneldan/TinyStories', 'f54c09fd23315a6f9c86f9dc80f725de7d8f9c64'
 BLOCK_SIZE, MAX_STORY_SIZE = 1 << 20, 16 << 20  # bytes
-BOM, SEPARATOR = b'\xef\xbb\xbf', b'<|endoftext|>'
+BOM, SEPARATOR = codecs.BOM_UTF8, b'<|endoftext|>'
+OTHER_BOMS = {codecs.BOM_UTF32_LE: 'UTF-32', codecs.BOM_UTF32_BE: 'UTF-32',  # in this order: UTF-32-LE begins like
+              codecs.BOM_UTF16_LE: 'UTF-16', codecs.BOM_UTF16_BE: 'UTF-16'}  # UTF-16-LE
 SURROGATE = re.compile('[\ud800-\udfff]')  # an invalid UTF-8 byte (DC80 to DCFF), or a lone surrogate from JSON
 
 
@@ -30,6 +33,32 @@ class Source(NamedTuple):
     read: Callable  # () -> iterator of (story, position); position counts up to size
     size: int
     unit: str = ' stories'  # of position and size: ' stories', or 'B' for bytes of the file
+
+
+# encodings --------------------------------------------------------------------
+
+def check_encoding(path, head):
+    """Raise DataError if a text file is UTF-16 or UTF-32. head: its first bytes."""
+    encoding = next((encoding for bom, encoding in OTHER_BOMS.items() if head.startswith(bom)), None)
+    if not encoding and head.count(0) > len(head) / 3:  # without a byte-order mark, half of ASCII text is NUL
+        encoding = 'UTF-16LE' if head[1:2] == b'\0' else 'UTF-16BE'
+    if encoding:
+        command = f'iconv -f {encoding} -t UTF-8'
+        command = f'gunzip -c {path} | {command}' if str(path).lower().endswith('.gz') else f'{command} {path}'
+        raise DataError(f'{path} is {encoding}, not UTF-8; convert it: {command} > FILE')
+
+
+def repair(text):
+    """Make a string valid Unicode: surrogate-escaped bytes are decoded as UTF-8, lone surrogates become U+FFFD."""
+    text = re.sub('[\ud800-\udc7f\udd00-\udfff]', '\ufffd', text)
+    return text.encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
+
+
+def read_text(path):
+    """The text of a UTF-8 file, without its byte-order mark. Raises OSError, or DataError for another encoding."""
+    data = Path(path).read_bytes()
+    check_encoding(path, data[:256])
+    return data.removeprefix(BOM).decode('utf-8', 'replace').replace('\r\n', '\n').replace('\r', '\n')
 
 
 # file formats: each reader yields (story, bytes of the file read so far) ------
@@ -58,7 +87,9 @@ def read_json(path, raw, file):
 
 
 def json_lines(path, file):
-    for n, line in enumerate(iter(lambda: file.readline(MAX_STORY_SIZE), b''), 1):
+    for n, line in enumerate(iter(lambda: file.readline(MAX_STORY_SIZE + 1), b''), 1):
+        if len(line) > MAX_STORY_SIZE:
+            raise DataError(f'{path}, line {n}: longer than {MAX_STORY_SIZE >> 20} MiB; split this story')
         line = line.removeprefix(BOM) if n == 1 else line
         if line.strip():
             try:
@@ -82,6 +113,9 @@ def json_array(path, file):
             n += 1
             yield f'{path}, item {n}', record
         rest = rest[position:]
+    if len(rest) >= MAX_STORY_SIZE:
+        raise DataError(f'{path}, item {n + 1}: does not end within {MAX_STORY_SIZE >> 20} MiB; split this story, or '
+                        'fix the JSON if it is invalid')
     if not re.fullmatch(r'\s*\]\s*' if n else r'\s*\[\s*\]\s*', rest):
         raise DataError(f'{path}, item {n + 1}: invalid JSON; fix this item')
 
@@ -120,8 +154,11 @@ def read_file(path):
     """Yield (story, bytes of the file read so far). Raises DataError for a file that is not valid."""
     with open(path, 'rb') as raw:
         file = gzip.GzipFile(fileobj=raw) if path.name.lower().endswith('.gz') else raw
+        reader = find_reader(path)
         try:
-            yield from find_reader(path)(path, raw, file)
+            if reader is not read_parquet:
+                check_encoding(path, file.peek(256)[:256])
+            yield from reader(path, raw, file)
         except (EOFError, zlib.error, gzip.BadGzipFile) as e:
             raise DataError(f'{path} is not a valid gzip file ({e}); download it again') from None
 
@@ -185,8 +222,7 @@ def clean(stories, counts):
     for story, position in stories:
         if not story.isascii() and SURROGATE.search(story):
             counts['invalid'] += 1
-            story = re.sub('[\ud800-\udc7f\udd00-\udfff]', '\ufffd', story)
-            story = story.encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
+            story = repair(story)
         story = story.replace('\r\n', '\n').replace('\r', '\n').strip()
         counts['stories' if story else 'empty'] += 1
         if story:

@@ -3,12 +3,14 @@ import collections
 import gzip
 import json
 import random
-import sys
-import types
+import re
+import shutil
+import subprocess
 
 import pytest
+from conftest import run
 
-from nanoloss.readers import HUB, REVISION, DataError, clean, load_files, load_hub, read_file
+from nanoloss.readers import HUB, REVISION, DataError, clean, load_files, read_file, read_text, repair
 
 EOT = '<|endoftext|>'
 
@@ -87,6 +89,52 @@ def test_invalid_utf8_is_replaced_and_counted(tmp_path, name, content, expected)
     assert read(tmp_path / name) == (expected, {'stories': 2, 'invalid': 1})
 
 
+@pytest.mark.parametrize('bom, encoding', [('\ufeff', 'utf-16-le'), ('\ufeff', 'utf-16-be'), ('\ufeff', 'utf-32-le'),
+                                           ('\ufeff', 'utf-32-be'), ('', 'utf-16-le'), ('', 'utf-16-be')])
+@pytest.mark.parametrize('name', ['a.txt', 'a.jsonl', 'a.json.gz'])
+def test_other_encodings_are_refused(tmp_path, name, bom, encoding):
+    """UTF-16 and UTF-32 are refused with the command that converts the file, which then has the right stories"""
+    text = f'Größe {EOT} zwei' if name == 'a.txt' else '{"text": "Größe"}\n{"text": "zwei"}\n'
+    data = (bom + text).encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith('.gz') else data)
+    with pytest.raises(DataError) as e:
+        read(tmp_path / name)
+    command = re.search('(iconv|gunzip).*', str(e.value))[0]
+    assert name in command and '\n' not in str(e.value)
+    if shutil.which('iconv') and shutil.which('gunzip'):
+        new = tmp_path / ('new.txt' if name == 'a.txt' else 'new.json')
+        subprocess.run(command.replace('FILE', str(new)), shell=True, check=True)
+        assert read(new)[0] == ['Größe', 'zwei']
+
+
+def test_read_text(tmp_path):
+    """a text file has the same line ends and encodings as a file of stories"""
+    (tmp_path / 'a').write_bytes(b'\xef\xbb\xbfOne\r\ntwo\rthree \xff\n')
+    assert read_text(tmp_path / 'a') == 'One\ntwo\nthree \ufffd\n'
+    (tmp_path / 'a').write_bytes('One'.encode('utf-16'))
+    with pytest.raises(DataError, match='iconv'):
+        read_text(tmp_path / 'a')
+
+
+def test_repair():
+    """UTF-8 bytes that Python could not decode are decoded, other surrogates are replaced, the rest is kept"""
+    assert repair('Größe 🎉'.encode().decode('ascii', 'surrogateescape')) == 'Größe 🎉'
+    assert repair('a\ud800b\udcff') == 'a\ufffdb\ufffd'
+
+
+@pytest.mark.parametrize('name, start, end, location', [('a.jsonl', '{"text": "a"}\n{"text": "', '"}\n', 'line 2'),
+                                                        ('a.json', '[{"text": "a"}, {"text": "', '"}]', 'item 2')])
+def test_long_json_stories(tmp_path, name, start, end, location):
+    """a JSON story of almost 16 MiB is read; a longer one is refused for its length"""
+    for size, fits in ((16 << 20) - 99, True), (17 << 20, False):
+        (tmp_path / name).write_text(start + 'x' * size + end)
+        if fits:
+            assert [len(story) for story in read(tmp_path / name)[0]] == [1, size]
+        else:
+            with pytest.raises(DataError, match=f'{name}, {location}.* 16 MiB'):
+                read(tmp_path / name)
+
+
 @pytest.mark.parametrize('name, content, location', [
     ('a.jsonl', b'{"text": "a"}\n{"text": oops}\n', 'line 2'),
     ('a.jsonl', b'{"text": "a"}\n\n{"txt": "a"}\n', 'line 3'),
@@ -134,46 +182,59 @@ def test_files_that_cannot_be_used(tmp_path):
 
 # the hub ----------------------------------------------------------------------
 
-class Rows(list):
-    """The part of datasets.Dataset that is used."""
-
-    def iter(self, batch_size):
-        for i in range(0, len(self), batch_size):
-            yield {'text': self[i:i + batch_size]}
-
-
-@pytest.fixture
-def fake_hub(monkeypatch):
-    def install(load_dataset):
-        monkeypatch.setitem(sys.modules, 'datasets', types.SimpleNamespace(load_dataset=load_dataset))
-    return install
+@pytest.fixture(scope='module')
+def hub_files():
+    """The files of a dataset on the hub, named like those of TinyStories."""
+    pytest.importorskip('datasets')
+    from hub_server import parquet_file
+    stories = [f'Story {i}' for i in range(2500)]
+    return {'data/train-00000-of-00002-2d5a1467fff1081b.parquet': parquet_file(stories[:1500]),
+            'data/train-00001-of-00002-2d5a1467fff1081b.parquet': parquet_file(stories[1500:]),
+            'data/validation-00000-of-00001-869c898b519ad725.parquet': parquet_file([f'Test {i}' for i in range(9)])}
 
 
-def test_hub(fake_hub):
-    """the train split is train, the validation split is test, both at the pinned revision; they can be read twice"""
-    data = {'train': Rows(f'Story {i}' for i in range(2500)), 'validation': Rows(f'Test {i}' for i in range(9))}
-    fake_hub(lambda name, revision: data if (name, revision) == (HUB, REVISION) else None)
-    sources = load_hub()
-    assert {split: list(source.read()) for split, source in sources.items()} == {
-        'train': [(f'Story {i}', i + 1) for i in range(2500)], 'test': [(f'Test {i}', i + 1) for i in range(9)]}
-    assert len(list(sources['train'].read())) == sources['train'].size == 2500
-    assert {source.name for source in sources.values()} == {f'{HUB}@{REVISION}'}
+def prepare_from_hub(folder, files, is_broken=False, **limits):
+    """Run the default source of prepare.py against a hub on the loopback. Returns (exit status, stderr)."""
+    from hub_server import serve
+    with serve(HUB, REVISION, files, is_broken) as address:
+        status, _, err = run('data/tinystories/prepare.py', '--tokenizer=byte', f'--out_dir={folder}/out',
+                             HF_ENDPOINT=address, HF_HUB_OFFLINE='0', HF_HOME=str(folder / 'hf'), limits=limits)
+    return status, err
 
 
-def chained(error, cause):
-    error.__cause__ = cause
-    return error
+def test_hub(hub_files, tmp_path):
+    """the train split of the pinned revision is train and val, its validation split is test, in the hub's order"""
+    status, err = prepare_from_hub(tmp_path, hub_files)
+    assert status == 0, err
+    stories = {split: (tmp_path / 'out' / f'{split}.bin').read_bytes().decode('utf-8', 'replace').split('\ufffd')[:-1]
+               for split in ('train', 'val', 'test')}
+    assert stories['test'] == [f'Test {i}' for i in range(9)]
+    numbers = [[int(story.removeprefix('Story ')) for story in stories[split]] for split in ('train', 'val')]
+    assert numbers == [sorted(part) for part in numbers] and sorted(sum(numbers, [])) == [*range(2500)]
+    assert 20 < len(numbers[1]) < 90  # 2 %
+    meta = json.loads((tmp_path / 'out/meta.json').read_text())
+    assert meta['source'] == meta['splits']['test']['source'] == f'{HUB}@{REVISION}'
 
 
-@pytest.mark.parametrize('error, expected, flag', [
-    (ConnectionError('no route'), DataError, 'data/synthetic/prepare.py'),
-    (chained(RuntimeError('generation'), TimeoutError('slow')), DataError, 'data/synthetic/prepare.py'),
-    (FileNotFoundError('no such dataset'), DataError, '--input'),
-    (OSError(28, 'No space left on device'), OSError, 'No space left')])
-def test_hub_errors(fake_hub, error, expected, flag):
-    """no network, a missing dataset and a full disk raise different errors"""
-    def load_dataset(name, revision):
-        raise error
-    fake_hub(load_dataset)
-    with pytest.raises(expected, match=flag):
-        load_hub()
+def test_hub_without_the_dataset(hub_files, tmp_path):
+    """a hub that does not have the dataset is one line that names it and the other way, without advice on networks"""
+    status, err = prepare_from_hub(tmp_path, {})
+    assert status == 1 and err.startswith('error: ') and err.count('\n') == 1, err
+    assert HUB in err and '--input' in err and 'network' not in err and not (tmp_path / 'out').exists()
+
+
+@pytest.mark.slow  # the client tries again and again
+def test_hub_that_hangs_up(hub_files, tmp_path):
+    """a connection that is lost during the download ends with the other ways to get stories, and leaves nothing"""
+    status, err = prepare_from_hub(tmp_path, hub_files, is_broken=True)
+    assert status == 1 and err.splitlines()[-1].startswith('error: ') and 'data/synthetic/prepare.py' in err
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.slow
+def test_full_disk_during_the_download(hub_files, tmp_path):
+    """an error of this machine is not reported as one of the hub"""
+    status, err = prepare_from_hub(tmp_path, hub_files, RLIMIT_FSIZE=4096)
+    last = err.splitlines()[-1]
+    assert status == 1 and last.startswith('error: ') and 'File too large' in last and 'Traceback' not in err
+    assert not (tmp_path / 'out').exists()

@@ -1,9 +1,12 @@
 """sample.py as a user runs it, with the checkpoint of an untrained model."""
+import os
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
-from conftest import Started, run
+from conftest import ROOT, Started, check_refused, run
 
 from losses import cross_entropy
 from model import GPT, GPTConfig
@@ -60,9 +63,25 @@ def test_cuda_writes_the_story_of_the_cpu(run_dir):
 
 
 def test_prompt_from_a_file(run_dir, tmp_path):
-    """--start=FILE: reads the prompt from a file."""
-    (tmp_path / 'prompt.txt').write_text('The little ')
-    assert sample(run_dir, f'--start=FILE:{tmp_path}/prompt.txt').startswith('The little ')
+    """--start=FILE: reads the prompt from a file, with or without a byte-order mark."""
+    outputs = []
+    for content in (b'The l\xc3\xacttle ', b'\xef\xbb\xbfThe l\xc3\xacttle '):
+        (tmp_path / 'prompt.txt').write_bytes(content)
+        outputs.append(sample(run_dir, f'--start=FILE:{tmp_path}/prompt.txt'))
+    assert outputs[0] == outputs[1] and outputs[0].startswith('The lìttle ')
+    (tmp_path / 'prompt.txt').write_bytes('The little '.encode('utf-16'))
+    check_refused('sample.py', [f'--out_dir={run_dir}', f'--start=FILE:{tmp_path}/prompt.txt'], 'prompt.txt', 'iconv',
+                  cwd=tmp_path)
+
+
+def test_other_encodings_of_the_terminal(run_dir):
+    """A prompt is read as UTF-8 in a locale without it, and what the terminal cannot encode becomes one ?."""
+    command = [sys.executable, ROOT / 'sample.py', f'--out_dir={run_dir}', '--start=Größe 🎉', '--max_new_tokens=20']
+    env = {**os.environ, 'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONIOENCODING': 'cp1252', 'OMP_NUM_THREADS': '1'}
+    done = subprocess.run(command, capture_output=True, env=env, timeout=120)
+    assert done.returncode == 0, done.stderr
+    expected = sample(run_dir, '--start=Größe 🎉', '--max_new_tokens=20')
+    assert done.stdout.decode('cp1252') == expected.encode('cp1252', 'replace').decode('cp1252')
 
 
 def test_story_is_streamed(run_dir):
