@@ -273,9 +273,9 @@ def matmul_flops():
 def run_script(*command, until=None):
     """Run a script until it exits or prints a line that matches `until`; return the seconds it took and its output."""
     command = [sys.executable, *map(str, command)]
-    env = os.environ | ({'OMP_NUM_THREADS': str(threads)} if threads else {})
+    env = os.environ | {'PYTHONIOENCODING': 'utf-8'} | ({'OMP_NUM_THREADS': str(threads)} if threads else {})
     start, output = time.perf_counter(), ''
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=env) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, encoding='utf-8', env=env) as process:
         for line in process.stdout:
             output += line
             if until and re.match(until, line):
@@ -316,7 +316,7 @@ def prepare_rows():
     stories = list(itertools.islice(generate_stories(), 20000)) * 3
     ours, other = [], []
     with tempfile.TemporaryDirectory() as folder:
-        Path(f'{folder}/stories.txt').write_text('<|endoftext|>'.join(stories))
+        Path(f'{folder}/stories.txt').write_text('<|endoftext|>'.join(stories), encoding='utf-8')
         for _ in range(rounds):
             _, output = run_script('data/tinystories/prepare.py', f'--input={folder}/stories.txt',
                                    f'--out_dir={folder}/data', '--overwrite=True')

@@ -218,7 +218,7 @@ def train(arm, settings, seed):
     status, last_line = launcher.run_training(settings, folder, threads=THREADS, seed=seed, out_dir=str(folder),
                                               eval_interval=-(-iters // evaluations), **resume)
     if status == launcher.DIVERGED:
-        (folder / 'diverged').write_text(last_line)
+        (folder / 'diverged').write_text(last_line, encoding='utf-8')
         return False
     if launcher.STOPPING.is_set() or status in (128 + signal.SIGINT, 128 + signal.SIGTERM):
         raise SystemExit(128 + signal.SIGINT)

@@ -35,6 +35,7 @@ def configure(settings, rules=(), applies=(), argv=None, also=''):
 
     Returns {setting: final value}. Exits with status 0 for --help, and with status 2 and a line for each mistake.
     """
+    prepare_streams()
     script = os.path.abspath(settings['__file__'])
     root = os.path.dirname(script)
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -106,6 +107,18 @@ def configure(settings, rules=(), applies=(), argv=None, also=''):
         fail(*errors, status=2)
     settings.update((name, values[name]) for name in own)
     return values
+
+
+def prepare_streams():
+    """Let no script fail because stdout cannot encode a character (Python escapes those on stderr) or is closed.
+
+    The encoding stays that of the terminal or of PYTHONIOENCODING, where UTF-8 would not be readable. A character that
+    it lacks becomes a question mark.
+    """
+    for name in ('stdout', 'stderr'):
+        if getattr(sys, name) is None:  # closed at startup: >&-
+            setattr(sys, name, open(os.devnull, 'w', encoding='utf-8'))
+    sys.stdout.reconfigure(errors='replace')
 
 
 def fail(*messages, status=1):

@@ -58,6 +58,8 @@ def test():
 
 
 if __name__ == '__main__':
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed at startup
+        stream.reconfigure(errors='replace')  # for paths that the terminal cannot encode
     tasks = {'story': story, 'test': test}
     name = sys.argv[1] if len(sys.argv) > 1 else ''
     if name in ('-h', '--help'):

@@ -90,7 +90,7 @@ def run(command, cwd, env, timeout):
     """Run a command in bash. Return (exit status, output, seconds)."""
     start = time.perf_counter()
     process = subprocess.Popen(['bash', '-o', 'pipefail', '-c', command], cwd=cwd, env=env, stdin=subprocess.DEVNULL,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace',
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding='utf-8', errors='replace',
                                start_new_session=True)
     try:
         output, _ = process.communicate(timeout=timeout)
@@ -147,7 +147,8 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         clone, clean = Path(scratch, 'clone'), Path(scratch, 'clean')
         write_launchers(Path(scratch, 'bin'), os.path.abspath(options.python))
-        env = {'OMP_NUM_THREADS': '1', **os.environ, 'PATH': f'{scratch}/bin:{os.environ["PATH"]}'}
+        env = {'OMP_NUM_THREADS': '1', **os.environ, 'PATH': f'{scratch}/bin:{os.environ["PATH"]}',
+               'PYTHONIOENCODING': 'utf-8'}
         subprocess.run(['git', 'clone', '--quiet', ROOT, clean], check=True)
         write_stories(clean, options.data)
         prepare = 'python data/tinystories/prepare.py --input=stories.txt --test_input=test.txt'

@@ -35,8 +35,9 @@ EXTRAS = [[], ['--dropout=0.2', '--gradient_accumulation_steps=2', '--batch_size
 
 def run(*command):
     """Run a command in the checkout with one thread; return what it prints."""
-    done = subprocess.run([sys.executable, *map(str, command)], cwd=options.repo, capture_output=True, text=True,
-                          env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONIOENCODING': 'utf-8'}
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=options.repo, capture_output=True,
+                          encoding='utf-8', env=env)
     if done.returncode:
         sys.exit(f'{" ".join(map(str, command))}\n{done.stderr}')
     return done.stdout

@@ -3,10 +3,13 @@
 A data set is a folder with train.bin, val.bin and perhaps test.bin: token ids as raw little-endian
 uint8 or uint16, without a header. meta.json describes them.
 """
+import contextlib
 import functools
 import hashlib
 import json
 import os
+import time
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +70,7 @@ def find_dataset(dataset):
 
 
 def read_meta(folder, vocab_size=0):
-    """Return the contents of meta.json, a dict; None if there is no such file, which means GPT-2 tokens as uint16.
+    """Return the contents of meta.json, a dict; None if it describes no tokens, which means GPT-2's as uint16.
 
     Args:
         vocab_size: vocabulary size of bins with an unknown tokenizer, such as nanoGPT's with a meta.pkl.
@@ -76,7 +79,14 @@ def read_meta(folder, vocab_size=0):
     meta.pkl and vocab_size is 0.
     """
     path = Path(folder) / 'meta.json'
-    if not path.exists():
+    try:
+        meta = _read_json(path)
+        is_described = meta.keys() != {'checked'}
+        if is_described:
+            _check_meta(meta)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise ValueError(f'{path} is damaged ({type(e).__name__}: {e}); prepare the data again') from None
+    if not is_described:
         if vocab_size:
             return {'source': f'bins of {vocab_size} ids without a tokenizer', 'splits': {}, 'vocab_size': vocab_size,
                     'tokenizer': 'ids', 'dtype': 'uint16'}
@@ -85,35 +95,44 @@ def read_meta(folder, vocab_size=0):
             raise ValueError(f'{pickle} is not loaded, because a pickle can run any code; pass the number of ids with '
                              '--vocab_size=..., or prepare the text with data/tinystories/prepare.py --input=...')
         return None
-    try:
-        if not path.is_file() or path.stat().st_size > 2**20:  # reading a pipe would not end
-            raise ValueError(f'not a regular file, or too large: {path.stat().st_size:,} bytes')
-        meta = json.loads(path.read_text(encoding='utf-8'))
-        splits = [meta['splits'][name] for name in {'train', 'val', *meta['splits']}]
-        types = {'source': str, 'vocab_size': int, 'tokenizer': str}
-        invalid = [key for key in types if type(meta[key]) is not types[key]]
-        if meta['dtype'] not in ('uint8', 'uint16'):
-            invalid.append('dtype')
-        if any(type(split['tokens']) is not int for split in splits):
-            invalid.append('splits')
-        if invalid:
-            raise ValueError(f"invalid {', '.join(invalid)}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        raise ValueError(f'{path} is damaged ({type(e).__name__}: {e}); prepare the data again') from None
     if vocab_size not in (0, meta['vocab_size']):
         raise ValueError(f"--vocab_size={vocab_size}, but {path} says {meta['vocab_size']}; omit the flag")
     return meta
 
 
+def _read_json(path):
+    """Return the contents of meta.json. Without a file these are {'checked': {}}: no largest id is known."""
+    if not path.exists():
+        return {'checked': {}}
+    if not path.is_file() or path.stat().st_size > 2**20:  # reading a pipe would not end
+        raise ValueError(f'not a regular file, or too large: {path.stat().st_size:,} bytes')
+    return json.loads(path.read_text(encoding='utf-8'))
+
+
+def _check_meta(meta):
+    splits = [meta['splits'][name] for name in {'train', 'val', *meta['splits']}]
+    types = {'source': str, 'vocab_size': int, 'tokenizer': str}
+    invalid = [key for key in types if type(meta[key]) is not types[key]]
+    if meta['dtype'] not in ('uint8', 'uint16'):
+        invalid.append('dtype')
+    if any(type(split['tokens']) is not int for split in splits):
+        invalid.append('splits')
+    if invalid:
+        raise ValueError(f"invalid {', '.join(invalid)}")
+
+
 def open_bin(folder, split, meta, block_size=1, max_tokens=0):
     """Return the tokens of a split as a read-only memmap (n,) of uint8 or uint16; see check_unchanged().
+
+    The first time, the whole file is read to find its largest id; see largest_id().
 
     Args:
         meta: what read_meta() returned.
         block_size: the split must hold more tokens than this.
         max_tokens: use only the first max_tokens tokens; 0 = all.
-    Raises OSError or ValueError if the file is missing, is not longer than block_size, has another
-    length than meta.json says, holds an id outside the vocabulary, or holds fewer than max_tokens tokens.
+    Raises OSError or ValueError if the file is missing, is not longer than block_size, has another length
+    than meta.json says, holds no 16-bit ids although no meta.json describes it, holds an id outside the
+    vocabulary, or holds fewer than max_tokens tokens.
     """
     path = Path(folder) / f'{split}.bin'
     dtype = np.dtype(meta['dtype'] if meta else 'uint16').newbyteorder('<')
@@ -124,12 +143,15 @@ def open_bin(folder, split, meta, block_size=1, max_tokens=0):
         raise ValueError(f'{path} has {size:,} bytes; expected whole {dtype.name} tokens, more than '
                          f'block_size={block_size}; prepare the data again, or lower --block_size')
     n_tokens = size // dtype.itemsize
-    expected = meta['splits'].get(split, {}).get('tokens', 0) if meta and meta['tokenizer'] != 'ids' else n_tokens
+    is_described = meta is not None and meta['tokenizer'] != 'ids'
+    expected = meta['splits'].get(split, {}).get('tokens', 0) if is_described else n_tokens
     if expected != n_tokens:
         raise ValueError(f'{path} has {n_tokens:,} tokens, but meta.json says {expected:,}; prepare the data again')
     tokens = np.memmap(path, dtype, mode='r')
     tokens.file_state = _file_state(path)
-    vocab_size, largest = meta['vocab_size'] if meta else GPT2_VOCAB_SIZE, int(tokens.max())
+    if not is_described:
+        _check_width(path, tokens[:2**16])
+    vocab_size, largest = meta['vocab_size'] if meta else GPT2_VOCAB_SIZE, largest_id(path, tokens)
     if largest >= vocab_size:
         raise ValueError(f'{path} holds id {largest}, but its vocabulary has {vocab_size} ids; prepare the data again')
     if not max_tokens:
@@ -140,6 +162,57 @@ def open_bin(folder, split, meta, block_size=1, max_tokens=0):
     head = tokens[:max_tokens]
     head.file_state = tokens.file_state
     return head
+
+
+def _check_width(path, words):
+    """Raise ValueError if these first words of a file are not 16-bit ids."""
+    data, found = words.tobytes(), ''
+    zero = [not words[i::4].any() for i in range(4)]
+    if data.startswith(b'\x93NUMPY'):
+        found = 'a NumPy array (.npy)'
+    elif len(words) >= 16 and words.any() and (zero[0] and zero[2] or zero[1] and zero[3]):
+        found = 'ids of 64 bits' if sum(zero) == 3 else 'ids of 32 bits'
+    elif len(data) >= 4096 and 0 not in data:  # text and byte ids; 16-bit ids below 256 have a zero byte
+        found = 'text, or ids of 8 bits'
+    if found:
+        raise ValueError(f'{path} holds {found}, not 16-bit ids; convert it with NumPy: '
+                         "ids.astype('<u2').tofile(file); or prepare the text again")
+
+
+def largest_id(path, tokens):
+    """Return the largest id of a token file, after reading all of it or from meta.json beside it.
+
+    meta.json remembers it for as long as dtype, size and modification time of the file stay the same. A folder that
+    cannot be written does no harm.
+    """
+    meta_path, state = path.with_name('meta.json'), _checked_state(path, tokens.dtype)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        *known_state, largest = _read_json(meta_path)['checked'][path.name]
+        if known_state == state and type(largest) is int:
+            return largest
+    largest = int(tokens.max())
+    if time.time_ns() - state[-1] > 2e9:  # a time stamp is exact to 2 s; a younger file may still change
+        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, RecursionError):
+            _remember(meta_path, path, [*state, largest])
+    return largest
+
+
+def _checked_state(path, dtype):
+    s = os.stat(path)
+    return [dtype.name, s.st_size, s.st_mtime_ns]
+
+
+def _remember(meta_path, path, entry):
+    """Add an entry to meta.json: another process sees the old file or the new one."""
+    partial = meta_path.with_name(f'meta.json.{uuid.uuid4().hex}')
+    meta = _read_json(meta_path)
+    meta.setdefault('checked', {})[path.name] = entry
+    try:
+        partial.write_text(json.dumps(meta, indent=2) + '\n', encoding='utf-8')
+        if _checked_state(path, np.dtype(entry[0])) == entry[:-1]:  # neither changed nor prepared again meanwhile
+            os.replace(partial, meta_path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _file_state(path):

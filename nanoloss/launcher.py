@@ -34,9 +34,9 @@ def stop_all():
 @contextmanager
 def running(script, flags, threads, stderr):
     """Start a script and yield its process. Terminate it if the block exits before it has ended."""
-    env = {**os.environ, 'OMP_NUM_THREADS': str(threads)} if threads else None
-    process = subprocess.Popen([sys.executable, str(script), *flags], stdout=subprocess.PIPE, stderr=stderr, text=True,
-                               errors='replace', env=env)
+    env = {**os.environ, 'PYTHONIOENCODING': 'utf-8', **({'OMP_NUM_THREADS': str(threads)} if threads else {})}
+    process = subprocess.Popen([sys.executable, str(script), *flags], stdout=subprocess.PIPE, stderr=stderr,
+                               encoding='utf-8', errors='replace', env=env)
     RUNNING.add(process)
     try:
         if STOPPING.is_set():  # stop_all() may have run before the process was in RUNNING

@@ -16,7 +16,7 @@ import signal
 import tempfile
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -195,7 +195,8 @@ def interrupt_message(number):
 def learn_bpe(source, edges, vocab_size, megabytes, max_stories, clear):
     """Learn a BPE from the first megabytes of training text (0 = all).
 
-    clear: called before a signal ends the process. train_bpe does not stop for an exception in its input.
+    clear: called before a signal ends the process. train_bpe cannot be interrupted, so it runs in a thread, and the
+    main thread receives the signals.
     """
     def exit_now(number, _):
         clear()
@@ -215,12 +216,16 @@ def learn_bpe(source, edges, vocab_size, megabytes, max_stories, clear):
         bar.set_description('learning a BPE: merging')
 
     print(f'learning a BPE with {vocab_size:,} ids ...', flush=True)
-    for number in SIGNALS:
+    numbers = [number for number in SIGNALS if signal.getsignal(number) == raise_interrupt]
+    for number in numbers:
         signal.signal(number, exit_now)
     size = source.size if source.unit == 'B' else 900 * source.size  # a story has about 900 bytes
-    with progress_bar('learning a BPE', min(size, megabytes * 1e6 or size)) as bar:
-        bpe = train_bpe(texts(), vocab_size)
-    for number in SIGNALS:
+    with progress_bar('learning a BPE', min(size, megabytes * 1e6 or size)) as bar, ThreadPoolExecutor(1) as pool:
+        future = pool.submit(train_bpe, texts(), vocab_size)
+        while wait([future], timeout=0.2).not_done:  # with a timeout, because Windows does not interrupt it
+            pass
+    bpe = future.result()
+    for number in numbers:
         signal.signal(number, raise_interrupt)
     if bpe.vocab_size < vocab_size:
         print(f'the BPE has {bpe.vocab_size:,} ids instead of {vocab_size:,}: there is too little text for more')
@@ -276,6 +281,15 @@ def write_bins(folder, sources, edges, tokenizer, max_stories, workers):
     return splits, counts, tokens / (time.time() - start)
 
 
+def checked_bins(folder, splits, tokenizer):
+    """What dataloader.largest_id() looks up in meta.json: {name: [dtype, size, time, largest id]} of the bins.
+
+    The largest id is end-of-text, which every bin holds.
+    """
+    stats = {f'{split}.bin': os.stat(folder / f'{split}.bin') for split in splits}
+    return {name: [tokenizer.dtype.name, s.st_size, s.st_mtime_ns, tokenizer.eot] for name, s in stats.items()}
+
+
 def prepare(load, source, out_dir, tokenizer, vocab_size=4096, bpe_megabytes=100, max_stories=0, val_fraction=0.02,
             test_fraction=0.0, overwrite=False, workers=0):
     """Prepare a dataset in out_dir: what a data/*/prepare.py does after it has read its settings.
@@ -309,7 +323,7 @@ def prepare(load, source, out_dir, tokenizer, vocab_size=4096, bpe_megabytes=100
             meta = {'format': 1, 'source': source, 'tokenizer': encoder.kind, 'vocab_size': encoder.vocab_size,
                     'dtype': encoder.dtype.name, 'eot': encoder.eot,
                     'val_fraction': 0.0 if 'val' in sources else val_fraction, 'max_stories': max_stories,
-                    'splits': splits}
+                    'splits': splits, 'checked': checked_bins(folder, splits, encoder)}
             (folder / 'meta.json').write_text(json.dumps(meta, indent=2) + '\n', encoding='utf-8')
             publish(folder, out)
     except KeyboardInterrupt as e:

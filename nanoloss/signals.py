@@ -41,10 +41,6 @@ def install_excepthook(hint):
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     if hasattr(signal, 'SIGUSR1'):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    for name in ('stdout', 'stderr'):
-        if getattr(sys, name) is None:  # closed at startup: >&-
-            setattr(sys, name, open(os.devnull, 'w'))
-    sys.stdout.reconfigure(errors='replace')  # a terminal that lacks a character must not end a run
     sys.excepthook = print_error
 
 

@@ -9,12 +9,16 @@ No text encodes to the end-of-text id: <|endoftext|> in a story is encoded as or
 decoding returns any valid Unicode string unchanged.
 """
 import functools
+import itertools
 import json
 import os
+import re
 
 import numpy as np
 
 END_OF_TEXT = '<|endoftext|>'  # the end-of-text id decodes to this, in every kind but ids
+LONG_RUN = 1 << 16  # whitespace characters; tiktoken's regular expression overflows its stack at a million
+MAX_WORD = 256  # bytes; learning a BPE takes quadratic time in the length of a word
 
 
 class Tokenizer:
@@ -138,7 +142,8 @@ class Tokenizer:
             text = text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
         if self.kind == 'byte':
             return np.frombuffer(text.encode(), np.uint8)
-        return self._encoding.encode_to_numpy(text, disallowed_special=())
+        pieces = _cut_long_runs(text) if len(text) > LONG_RUN else [text]
+        return np.concatenate([self._encoding.encode_to_numpy(piece, disallowed_special=()) for piece in pieces])
 
     @functools.cached_property
     def _bytes(self):  # id -> bytes
@@ -168,7 +173,8 @@ class Tokenizer:
 def train_bpe(texts, vocab_size):
     """Learn a byte-level BPE from an iterable of strings. Its last id is end-of-text.
 
-    The same texts give the same tokenizer. A small corpus gives fewer than vocab_size ids.
+    The same texts give the same tokenizer. A small corpus gives fewer than vocab_size ids. A longer word than MAX_WORD
+    is cut into pieces for learning, so no id is longer.
     Raises ValueError unless 257 <= vocab_size <= 65536.
     """
     if not 257 <= vocab_size <= 65536:
@@ -176,12 +182,24 @@ def train_bpe(texts, vocab_size):
     from tokenizers import Tokenizer as HFTokenizer
     from tokenizers import models, pre_tokenizers, trainers
     learner = HFTokenizer(models.BPE())
-    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    learner.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True), pre_tokenizers.FixedLength(MAX_WORD)])
     learner.train_from_iterator(texts, trainers.BpeTrainer(
         vocab_size=vocab_size - 1, min_frequency=2, show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     vocab = json.loads(learner.to_str())['model']['vocab']
     return Tokenizer('bpe', [token_from_unicode(token) for token in sorted(vocab, key=vocab.get)])
+
+
+def _cut_long_runs(text):
+    """Cut a text before the last character of each long run of whitespace; the ids of the pieces are those of the text.
+
+    GPT-2's regular expression ends a token there anyway: the last whitespace character belongs to the next word. The
+    whitespace is that of \\s in tiktoken; Python's also has \\x1c to \\x1f.
+    """
+    runs = re.finditer(r'[^\S\x1c-\x1f]{%d,}' % LONG_RUN, text)
+    cuts = [run.end() - 1 for run in runs if run.end() < len(text)]
+    return [text[a:b] for a, b in itertools.pairwise([0, *cuts, len(text)])]
 
 
 @functools.cache

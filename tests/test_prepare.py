@@ -190,8 +190,26 @@ def test_workers_do_not_change_the_result(tmp_path):
     status, _, err = cold(TINYSTORIES, *flags, '--workers=2', f'--out_dir={tmp_path}/2')
     assert status == 0, err
     one, two = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in '12')
-    assert one == two
+    metas = [json.loads(files.pop('meta.json')) for files in (one, two)]
+    for meta in metas:
+        del meta['checked']  # times of the files
+    assert one == two and metas[0] == metas[1]
     assert read_bin(tmp_path / '2', kind='bpe') == cut(stories, 0.02)
+
+
+def test_long_runs(tmp_path):
+    """stories without spaces, and stories of spaces, are learned from and encoded in seconds and come back"""
+    stories = ['a' + '-' * 200_000 + 'b', 'c' + ' ' * 1_100_000 + 'd', *make_stories(20)]
+    text = write_txt(tmp_path / 'a.txt', stories)
+    val = write_txt(tmp_path / 'val.txt', make_stories(3))
+    for kind in ('bpe', 'gpt2'):
+        try:
+            Tokenizer(kind).encode('') if kind == 'gpt2' else None
+        except ConnectionError:
+            continue
+        prepare(f'--input={text}', f'--val_input={val}', f'--tokenizer={kind}', f'--out_dir={tmp_path}/{kind}',
+                timeout=30)
+        assert read_bin(tmp_path / kind, kind=kind) == stories
 
 
 def test_real_stories(tmp_path):
@@ -270,6 +288,15 @@ def test_data_from_another_source_is_kept(text, tmp_path):
     assert read_bin(out, 'val') == cut(make_stories(100, seed=7), 0, 0.1)
     (out / 'meta.json').unlink()
     assert 'train.bin, val.bin' in prepare(f'--input={other}', *flags, code=1)
+
+
+def test_names_that_the_terminal_cannot_encode(text, tmp_path):
+    """other encodings of stdout, and names that are not valid in any, do not end the script after its work"""
+    for encoding, name in ('cp1252', 'データ'), ('ascii', 'Größe'), ('utf-8', 'a\udcff'):
+        status, out, err = cold(TINYSTORIES, f'--input={text}', '--tokenizer=byte', f'--out_dir={tmp_path / name}',
+                                PYTHONIOENCODING=encoding)
+        assert (status, err) == (0, '') and '--dataset=' in out
+        assert (tmp_path / name / 'train.bin').exists()
 
 
 def test_error_keeps_the_old_data(tmp_path):
@@ -373,6 +400,28 @@ def test_signal_leaves_nothing(tmp_path, number, code):
     assert process.returncode == code and number.name in err and err.count('\n') == 1, err
     assert not (tmp_path / 'out').exists()
     wait_for_group(process)
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='needs POSIX signals')
+def test_signal_while_learning(tmp_path):
+    """a signal ends the learning of a BPE within a second and leaves nothing; one that was ignored stays ignored"""
+    rng = random.Random(0)
+    words = [rng.randbytes(20).hex() for _ in range(200_000)]  # the merges take 10 s or more
+    text = write_txt(tmp_path / 'a.txt', [' '.join(words[i:i + 1000]) for i in range(0, len(words), 1000)])
+    process = subprocess.Popen([sys.executable, TINYSTORIES, f'--input={text}', '--vocab_size=65536',
+                                f'--out_dir={tmp_path}/out'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    assert '65,536' in process.stdout.readline()
+    time.sleep(1.5)  # until all words are read
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    start = time.time()
+    err = process.communicate(timeout=60)[1]
+    assert time.time() - start < 3  # much less than a second, unless other processes use the machine
+    assert process.returncode == 143 and 'SIGTERM' in err and err.count('\n') == 1, err
+    assert not (tmp_path / 'out').exists()
 
 
 @pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='needs SIGKILL')

@@ -9,7 +9,8 @@ import pytest
 from conftest import ROOT
 from nanoloss import signals
 
-SETUP = 'import os, signal, sys\nfrom nanoloss import signals\nsignals.install_excepthook("use --less")\n'
+SETUP = ('import os, signal, sys\nfrom configurator import prepare_streams\nfrom nanoloss import signals\n'
+         'prepare_streams()\nsignals.install_excepthook("use --less")\n')
 HANDLERS = SETUP + 'signals.install_handlers()\n'
 
 

@@ -1,7 +1,10 @@
 """nanoloss/tokenizer.py against tiktoken, tokenizers and plain UTF-8."""
+import functools
 import io
 import json
+import random
 import socket
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from nanoloss import tokenizer as module
 from nanoloss.tokenizer import Tokenizer, bytes_to_unicode, token_from_unicode, train_bpe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -166,6 +170,57 @@ def test_bpe_is_tokenizers_on_real_stories(real):
     bpe, reference = train_bpe(real[:300], 1000), train_hf(real[:300], 1000)
     assert bpe.vocab_size == 1000
     assert [bpe.encode(text) for text in real] == [reference.encode(text).ids for text in real]
+
+
+@pytest.mark.parametrize('kind', ['gpt2', 'bpe'])
+def test_long_runs_of_whitespace(kind, request, monkeypatch):
+    """with the limit lowered, so that most texts are cut into pieces, the ids are those of the libraries"""
+    tokenizer = request.getfixturevalue(kind)
+    if kind == 'gpt2':
+        import tiktoken
+        encode = functools.partial(tiktoken.get_encoding('gpt2').encode, disallowed_special=())
+    else:
+        reference = train_hf(TEXTS, 350)
+
+        def encode(text):
+            return reference.encode(text).ids
+    monkeypatch.setattr(module, 'LONG_RUN', 3)
+    spaces = st.text(" \n\r\t\x0b\x0c\x1c\x1f\x85\xa0\u1680\u180e\u2003\u200b\u2028\u3000\ufeff", min_size=2)
+    words = st.sampled_from(['a', ' a', "'s", '1', '--', 'é', '中', '🎉', '\x1d', ''])
+
+    @settings(DETERMINISTIC, max_examples=300)
+    @given(st.lists(st.one_of(spaces, words)).map(''.join))
+    @example('a   \x1c   b    ')
+    def check(text):
+        assert tokenizer.encode(text) == encode(text)
+    check()
+
+
+def test_whitespace_that_overflows_tiktoken(gpt2, bpe):
+    """a million spaces or more between words, where tiktoken's regular expression overflows its stack"""
+    n = 1_100_000
+    assert gpt2.encode('a' + ' ' * n + 'b') == [64, *[220] * (n - 1), 275]  # GPT-2 has no id of several spaces
+    text = ('x' + '\n \xa0' * (n // 3) + 'y') * 2 + ' ' * n
+    assert bpe.decode(bpe.encode(text)) == text
+
+
+@pytest.mark.parametrize('text', ['a' + '-' * 200_000 + 'b', 'a' + '-' * 1_500_000 + 'b', 'ab' * 200_000,
+                                  ''.join(map(chr, random.Random(0).choices(range(0x4e00, 0x4f00), k=100_000)))],
+                         ids=['dashes', 'more dashes', 'letters', 'Chinese'])
+def test_bpe_of_text_without_spaces(text):
+    """learning takes about a second, where the time once grew with the square of the length: 45 s for these dashes"""
+    start = time.process_time()
+    bpe = train_bpe([text], 600)
+    assert time.process_time() - start < 5
+    assert bpe.vocab_size > 259 and bpe.decode(bpe.encode(text)) == text
+
+
+def test_bpe_of_long_words():
+    """words of up to 256 bytes are learned from whole: the ids are those of the library without a limit"""
+    letters = random.Random(0)
+    texts = [' '.join(''.join(letters.choices('ab', k=n)) for n in range(180, 256)) for _ in range(3)]
+    bpe, reference = train_bpe(texts, 400), train_hf(texts, 400)
+    assert bpe.ranks == [token_from_unicode(reference.id_to_token(i)) for i in range(reference.get_vocab_size())]
 
 
 def test_bytes_to_unicode():
