@@ -2,6 +2,8 @@
 import json
 import os
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -191,6 +193,145 @@ def test_first_tokens(tmp_path):
     for n in (10, 301):
         with pytest.raises(ValueError, match='train.bin'):
             dataloader.open_bin(tmp_path, 'train', None, 10, max_tokens=n)
+
+
+@pytest.fixture
+def scans(monkeypatch):
+    """A list that grows with each search of a whole file for its largest id."""
+    calls, search = [], np.memmap.max
+
+    def counted(tokens):
+        calls.append(tokens.filename)
+        return search(tokens)
+    monkeypatch.setattr(np.memmap, 'max', counted, raising=False)
+    return calls
+
+
+def age(*paths, seconds=60):
+    """Move the modification time of files into the past."""
+    for path in paths:
+        os.utime(path, ns=(time.time_ns() - seconds * 10**9,) * 2)
+
+
+@pytest.mark.parametrize('kind', ['bpe', 'gpt2', 'ids'])
+def test_a_file_is_searched_once(tmp_path, scans, kind):
+    """The largest id is remembered with or without a meta.json, until size or time of the file change."""
+    if kind == 'bpe':
+        write_dataset(tmp_path, BPE)
+    else:
+        write_bins(tmp_path, range(1000, 1030))
+    vocab_size = 1030 if kind == 'ids' else 0
+    paths = tmp_path / 'train.bin', tmp_path / 'val.bin'
+    age(*paths)
+    before = dataloader.read_meta(tmp_path, vocab_size)
+    first = dataloader.open_dataset(str(tmp_path), 8, vocab_size)
+    again = dataloader.open_dataset(str(tmp_path), 8, vocab_size)
+    assert len(scans) == 2 and first.info == again.info and again.tokenizer.kind == kind
+    assert first.tokenizer.to_dict() == again.tokenizer.to_dict() and np.array_equal(first.train, again.train)
+    after = dataloader.read_meta(tmp_path, vocab_size)
+    assert before == ({key: value for key, value in after.items() if key != 'checked'} if kind == 'bpe' else after)
+    age(paths[0], seconds=90)  # of the same size
+    dataloader.open_dataset(str(tmp_path), 8, vocab_size)
+    assert len(scans) == 3
+    content = np.fromfile(paths[0], '<u2')
+    content[5] = 60000
+    content.tofile(paths[0])
+    age(paths[0], seconds=30)
+    for _ in range(2):
+        with pytest.raises(ValueError, match='train.bin.* 60000'):
+            dataloader.open_dataset(str(tmp_path), 8, vocab_size)
+    assert len(scans) == 4 and {path.suffix for path in tmp_path.iterdir()} == {'.bin', '.json'}
+
+
+def test_prepared_data_is_not_searched(tiny_data, scans):
+    """prepare.py writes the largest ids of its files."""
+    meta = dataloader.read_meta(tiny_data)
+    for split in meta['splits']:
+        tokens = dataloader.open_bin(tiny_data, split, meta)
+        assert not scans
+        assert tokens.max() == 255 and scans.pop()
+
+
+def test_a_file_that_was_just_written_is_searched_again(tmp_path, scans):
+    """Within two seconds, another file can have the same time."""
+    write_bins(tmp_path, range(30))
+    for n in (1, 2):
+        dataloader.open_bin(tmp_path, 'train', None)
+        assert len(scans) == n and not (tmp_path / 'meta.json').exists()
+
+
+@pytest.mark.parametrize('value', [7, {}, {'train.bin': 5}, {'train.bin': []}, {'train.bin': ['uint16', 60, 1, 5]},
+                                   {'train.bin': ['uint16', 60, None, 'a']}])
+def test_remembered_values_that_do_not_fit(tmp_path, value):
+    """Whatever is remembered of other files or damaged, an id outside the vocabulary is found."""
+    write_bins(tmp_path, range(50240, 50270))
+    age(tmp_path / 'train.bin')
+    (tmp_path / 'meta.json').write_text(json.dumps({'checked': value}))
+    with pytest.raises(ValueError, match='train.bin.* 50269'):
+        dataloader.open_dataset(str(tmp_path), 8)
+
+
+@pytest.mark.parametrize('function', ['Path.write_text', 'os.replace'])
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch, function):
+    """Then every start searches the file, without an error and without a trace."""
+    write_bins(tmp_path, range(30))
+    age(tmp_path / 'train.bin')
+
+    def refuse(*_, **__):
+        raise OSError(30, 'Read-only file system')
+    with monkeypatch.context() as patch:
+        patch.setattr(f'nanoloss.dataloader.{function}', refuse)
+        assert len(dataloader.open_bin(tmp_path, 'train', None)) == 30
+    assert {path.name for path in tmp_path.iterdir()} == {'train.bin', 'val.bin'}
+
+
+def test_a_file_that_changes_while_it_is_searched(tmp_path, monkeypatch):
+    """Nothing is remembered of it, so that the next start searches it."""
+    write_bins(tmp_path, range(30))
+    age(tmp_path / 'train.bin')
+    search = np.memmap.max
+    monkeypatch.setattr(np.memmap, 'max', lambda tokens: (age(tokens.filename, seconds=10), search(tokens))[1],
+                        raising=False)
+    dataloader.open_bin(tmp_path, 'train', None)
+    assert not (tmp_path / 'meta.json').exists()
+
+
+def test_several_runs_start_at_once(tmp_path):
+    """They never see a meta.json in between, and leave a complete one."""
+    write_dataset(tmp_path, BPE)
+
+    def start(seconds):
+        age(tmp_path / 'train.bin', tmp_path / 'val.bin', seconds=seconds)  # so that every start writes
+        return len(dataloader.open_dataset(str(tmp_path), 8).train)
+    with ThreadPoolExecutor(4) as pool:  # they share no state but the files
+        assert len(set(pool.map(start, range(10, 300)))) == 1
+    dataloader.open_dataset(str(tmp_path), 8)
+    assert dataloader.read_meta(tmp_path)['checked'].keys() == {'train.bin', 'val.bin'}
+    assert {path.name for path in tmp_path.iterdir()} == {'train.bin', 'val.bin', 'meta.json', 'tokenizer.json'}
+
+
+@pytest.mark.parametrize('content', [
+    *(np.arange(1000, 1400).astype(dtype).tobytes() for dtype in ('<u4', '>u4', '<i8', '>i8')),
+    b'\x93NUMPY\x01\x00v\x00' + b' ' * 118 + np.arange(400, dtype='<u2').tobytes(),
+    b'Once upon a time, there was a little girl. ' * 100, bytes(range(1, 256)) * 20 + b'ab'])
+@pytest.mark.parametrize('vocab_size', [0, 65536])
+def test_ids_of_other_widths(tmp_path, content, vocab_size):
+    """Ids of 8, 32 or 64 bits, arrays of NumPy and text, without a meta.json, are refused by the file's name."""
+    for split in ('train', 'val'):
+        (tmp_path / f'{split}.bin').write_bytes(content)
+    with pytest.raises(ValueError, match='train.bin.*16-bit') as e:
+        dataloader.open_dataset(str(tmp_path), 8, vocab_size)
+    assert len(str(e.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize('vocab_size', [2, 4, 65, 256, 50257])
+def test_ids_of_16_bits_are_not_mistaken(tmp_path, vocab_size):
+    """Random ids of any vocabulary, also one that fits a few bits, and a file of zeros are what they are."""
+    rng = np.random.default_rng(0)
+    for n in (17, 20_000):
+        for tokens in (rng.integers(vocab_size, size=n), rng.integers(vocab_size, size=n) * 0):
+            write_bins(tmp_path, tokens)
+            assert np.array_equal(dataloader.open_dataset(str(tmp_path), 8, vocab_size).train, tokens)
 
 
 @pytest.mark.parametrize('change', ['delete', 'truncate', 'overwrite', 'replace'])

@@ -89,6 +89,18 @@ def test_script(tmp_path):
     assert launcher.run_script('some.py', ['--a=1'], threads=3) == ('3 --a=1\n', 'wrong\n', 1)
 
 
+def test_text_between_processes_is_utf8(tmp_path, monkeypatch):
+    """Flags and output keep every character, whatever encoding the terminal has."""
+    monkeypatch.setenv('PYTHONIOENCODING', 'cp1252')
+    (tmp_path / 'some.py').write_text('import sys; print(sys.argv[1]); sys.exit(sys.argv[1])')
+    text = '--start=Größe, データ, 🎉'
+    assert launcher.run_script('some.py', [text]) == (f'{text}\n', f'{text}\n', 1)
+    lines = []
+    _, last = launcher.run_training({**DEFAULTS, 'out_dir': 'データ'}, tmp_path, on_line=lambda s: lines.append(s) or True)
+    assert last == '--out_dir=データ' == lines[0].strip()
+    assert (tmp_path / 'log.txt').read_text(encoding='utf-8') == ''.join(lines)
+
+
 def test_speed(tmp_path):
     """The speed comes from the metrics and is 0 if the run diverges; an error exits; no folder remains."""
     assert launcher.measure_speed(DEFAULTS, tmp_path) == 40

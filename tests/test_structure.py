@@ -61,6 +61,14 @@ def test_top_level():
     assert len([*ROOT.glob('*.py')]) <= 11
 
 
+def test_subprocesses_name_their_encoding():
+    """No text from another process is read in the encoding of the terminal."""
+    for name, path in modules().items():
+        calls = [node for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))) if isinstance(node, ast.Call)]
+        assert not [f'{name}:{call.lineno}' for call in calls if ast.unparse(call.func).startswith('subprocess.')
+                    for keyword in call.keywords if keyword.arg in ('text', 'universal_newlines')]
+
+
 def test_torch_is_imported_late():
     """Modules that answer before torch is loaded do not import it."""
     code = f'import sys, {", ".join(TORCH_FREE)}; sys.exit("torch" in sys.modules)'
