@@ -186,7 +186,7 @@ def read_json(path):
 def write_text(path, text):
     """Write a file atomically."""
     partial = path.with_name(path.name + '.partial')
-    partial.write_text(text, encoding='utf-8')
+    partial.write_text(text, encoding='utf-8', errors='replace')  # surrogates of a path that is not UTF-8
     os.replace(partial, path)
 
 

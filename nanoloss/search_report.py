@@ -63,7 +63,7 @@ def write_report(study, folder):
     sections = [f'## {heading}\n\n{markdown(rows)}' for heading, rows in tables.items()]
     intro = f'# {folder.name}\n\n{description[0].upper() + description[1:]}. {len(trials)} trials finished.\n' \
             f'Settings of all trials: {fixed}.\n'
-    (folder / 'table.md').write_text('\n'.join([intro, *sections]), encoding='utf-8')
+    (folder / 'table.md').write_text('\n'.join([intro, *sections]), encoding='utf-8', errors='replace')
     (folder / 'best.py').write_text(
         f'# Found by tune.py: {describe_outcome(best)} nats per token on val.bin, the best of {len(trials)} trials; '
         f'{description}.\n# The value is biased, because it selected this trial: train again with another seed.\n'
