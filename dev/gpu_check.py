@@ -1,4 +1,4 @@
-"""Check this project on a GPU: tests, speed, and real training. Takes at most eight minutes on an H100.
+"""Check this project on a GPU: tests, speed, and real training. Takes about eight minutes on an H100.
 
     python dev/gpu_check.py
     python dev/gpu_check.py --smoke=True    the same steps on any device, with the smallest models, in a minute
@@ -13,7 +13,7 @@ from configurator import configure, fail
 
 out_dir = 'out/gpu_check'   # output folder, which is replaced
 seconds = 60.0              # of training per loss, after the first iteration
-rounds = 3                  # of each row of bench.py
+rounds = 2                  # of each row of bench.py
 tests = True                # run the tests marked cuda
 smoke = False               # small models, on any device
 configure(globals(), rules=["out_dir != ''", 'seconds > 0', 'rounds >= 1'])
@@ -82,7 +82,7 @@ def run_bench(task, only):
 
 
 def train(loss, data):
-    """Train for some seconds, stop by SIGTERM, resume for 20 iterations, evaluate, write a story."""
+    """Train for some seconds, stop by SIGTERM, resume for 20 iterations, evaluate and write a story."""
     run_dir = folder / loss
     flags = ['train.py', 'config/train_tinystories_30m.py', f'--loss={loss}', f'--dataset={data}',
              f'--out_dir={run_dir}', '--eval_interval=1000000', '--log_interval=5', *(SMALL if smoke else [])]
