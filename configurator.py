@@ -121,6 +121,11 @@ def prepare_streams():
     sys.stdout.reconfigure(errors='replace')
 
 
+def flag_names():
+    """Names of the settings that are given on the command line rather than by a config file."""
+    return {arg[2:].partition('=')[0] for arg in sys.argv[1:] if arg.startswith('--')}
+
+
 def fail(*messages, status=1):
     """Print each message as a line 'error: message' on stderr and exit with this status.
 

@@ -52,10 +52,9 @@ from tqdm import tqdm
 
 import losses
 from nanoloss import dataloader, distributed, evaluation_report, link, run_dir, scoring, statistics
-from nanoloss.checkpoint import load_checkpoint, restore_model
+from nanoloss.checkpoint import load_checkpoint, match_dataset, restore_model
 from nanoloss.device import choose_device, prepare_cpu
 from nanoloss.paths import ROOT
-from nanoloss.tokenizer import Tokenizer
 
 UNITS = 'blocks' if blocks else 'stories'
 
@@ -69,16 +68,10 @@ def load_run(path):
     name = dataset or loaded.get('config', {}).get('dataset', '')
     if not name:
         raise ValueError(f'{path} does not name its data set; pass --dataset=...')
-    folder = dataloader.find_dataset(name)
-    meta = dataloader.read_meta(folder, tokenizer.vocab_size if tokenizer.kind == 'ids' else 0)
-    data_tokenizer = Tokenizer.for_dataset(folder, meta)
+    folder, meta = match_dataset(path, tokenizer, name)
     if tokenizer.eot is None and (not blocks or per_byte):
         raise ValueError(f'{path} was trained on token ids without a tokenizer, so story bounds and text lengths are '
                          'unknown; use --blocks=True without --per_byte')
-    if data_tokenizer.to_dict() != tokenizer.to_dict():
-        raise ValueError(f'{path} has a different tokenizer ({tokenizer.kind}, {tokenizer.vocab_size} ids) than '
-                         f'--dataset={name} ({data_tokenizer.kind}, {data_tokenizer.vocab_size} ids); '
-                         'pass the data set that it was trained on')
     block_size = model.config.block_size
     if stride > block_size:
         raise ValueError(f'--stride={stride} exceeds block_size={block_size} of {path}, which would skip tokens; '

@@ -32,12 +32,11 @@ signals.install_excepthook('use a machine with more memory')
 import torch
 
 from nanoloss import dataloader, launcher, scoring
-from nanoloss.checkpoint import crop_vocab, load_checkpoint, restore_model
+from nanoloss.checkpoint import crop_vocab, load_checkpoint, match_dataset, restore_model
 from nanoloss.convert import to_hugging_face_model, to_hugging_face_tokenizer
 from nanoloss.device import prepare_cpu
 from nanoloss.link import has_softmax_link
 from nanoloss.run_dir import find_checkpoint
-from nanoloss.tokenizer import Tokenizer
 
 COLUMNS = {'nats': 'nats per token', 'perplexity': 'perplexity', 'top1': 'top-1', 'brier': 'Brier', 'ece_mass': 'ECE'}
 
@@ -60,11 +59,7 @@ def find_data(loaded):
 
 def fit_temperature(model, tokenizer, name):
     """Fit the softmax temperature on val.bin. Returns (temperature, nats per token), or (None, None) without a fit."""
-    folder = dataloader.find_dataset(name)
-    meta = dataloader.read_meta(folder, tokenizer.vocab_size if tokenizer.kind == 'ids' else 0)
-    if Tokenizer.for_dataset(folder, meta).to_dict() != tokenizer.to_dict():
-        raise ValueError(f'--dataset={name} has another tokenizer than {checkpoint}; pass the data set that it was '
-                         'trained on')
+    folder, meta = match_dataset(checkpoint, tokenizer, name)
     stride = None if tokenizer.eot is None else max(1, model.config.block_size // 2)
     states = scoring.Split(model, dataloader.open_bin(folder, 'val', meta), tokenizer.eot, 16, stride).states
     temperature, nats = scoring.fit_softmax_temperature(states)

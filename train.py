@@ -4,7 +4,7 @@
     python train.py config/train_tinystories_squentropy.py --loss=mse --learning_rate=3e-4
     torchrun --standalone --nproc_per_node=2 train.py config/train_tinystories_squentropy.py
 """
-from configurator import configure, fail, fail_on
+from configurator import configure, fail, fail_on, flag_names
 
 # output ----------------------------------------------------------------------
 out_dir = 'out/{loss}'      # checkpoints and metrics.jsonl; {loss} stands for the name of the loss
@@ -169,7 +169,7 @@ with fail_on(OSError, ValueError):
         if init_from == 'resume' and os.path.exists(path) and distributed.is_master and not eval_only:
             run_dir = RunDir(out_dir)  # locks it, so that nobody replaces the checkpoint while it is read
         checkpoint = load_checkpoint(path)
-        raw_model, changes = init_model(checkpoint, init_from == 'resume', config, data.info, environment, tokenizer)
+        raw_model, changes = init_model(checkpoint, init_from == 'resume', config, flag_names(), data, environment)
         if changes:
             log_line(f"changed since this run was saved: {', '.join(changes)}")
     raw_model.to(device)

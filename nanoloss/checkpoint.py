@@ -17,10 +17,10 @@ torch.load(..., weights_only=True) can read it and loading it never runs code. I
 best.pt has neither optimizer nor scaler.
 """
 import contextlib
+import errno
 import math
 import os
 import pickle
-import re
 import zipfile
 from pathlib import Path
 
@@ -28,17 +28,18 @@ import torch
 
 import losses
 from model import GPT, GPTConfig
-from nanoloss import convert, signals
+from nanoloss import convert, dataloader, signals
 from nanoloss.tokenizer import Tokenizer
 
 KEYS = {'model': dict, 'model_args': dict, 'activation': str, 'tokenizer': dict, 'loss': dict, 'iter_num': int,
         'best_val_loss': float, 'config': dict, 'data': dict}
-TRAIN_STATE = {'last_eval': int, 'evals_since_best': int, 'train_seconds': float, 'wandb_run_id': str}
+TRAIN_STATE = {'last_eval': int, 'evals_since_best': int, 'train_seconds': float}  # and wandb_run_id
 TIED = 'transformer.wte.weight', 'lm_head.weight'
 
-# A resumed run must keep these settings. All others may change.
-FIXED_SETTINGS = {'batch_size', 'gradient_accumulation_steps', 'seed', 'n_layer', 'n_head', 'n_embd', 'block_size',
-                  'bias', 'activation', 'dropout', 'optimizer', 'loss'}
+# The weights decide these settings, whatever a config file says.
+SHAPE = 'n_layer', 'n_head', 'n_embd', 'bias', 'activation'
+# A resumed run must keep these settings too. All others may change.
+FIXED_SETTINGS = {'batch_size', 'gradient_accumulation_steps', 'seed', 'block_size', 'dropout', 'optimizer', 'loss'}
 FIXED_SETTINGS |= {setting for name in losses.LOSSES for setting in losses.loss_settings(name)}
 
 
@@ -52,14 +53,23 @@ def save_checkpoint(checkpoint, path):
             os.fsync(f.fileno())
         os.replace(partial, path)
         if os.name == 'posix':  # the rename must survive a power failure too
-            folder = os.open(os.path.dirname(path) or '.', os.O_RDONLY)
-            os.fsync(folder)
-            os.close(folder)
+            _sync_folder(os.path.dirname(path) or '.')
     except BaseException as e:
         Path(partial).unlink(missing_ok=True)
         if isinstance(e, RuntimeError) and isinstance(e.__context__, OSError):
             raise e.__context__ from None  # torch hides the OSError
         raise
+
+
+def _sync_folder(path):
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    except OSError as e:
+        if e.errno not in (errno.EINVAL, errno.ENOTSUP):  # CIFS, VirtualBox and some FUSE file systems cannot do it
+            raise
+    finally:
+        os.close(folder)
 
 
 def load_checkpoint(path):
@@ -177,6 +187,8 @@ def _build_model(config, weights):
         if weights[name].shape != (config.vocab_size, config.n_embd):
             raise ValueError(f'{name} has shape {list(weights[name].shape)}, but vocab_size={config.vocab_size} and '
                              f'n_embd={config.n_embd}')
+    if not torch.equal(*(weights[name].float() for name in TIED)):
+        raise ValueError(f'{TIED[1]} differs from {TIED[0]}, but model.py ties them')
     with torch.device('meta'):  # shapes without memory
         model = GPT(config)
     padding = model.lm_head.weight.size(0) - config.vocab_size
@@ -192,30 +204,61 @@ def _is_valid(x):
     return isinstance(x, torch.Tensor) and x.is_floating_point() and x.is_contiguous() and bool(x.isfinite().all())
 
 
-def init_model(checkpoint, resume, config, data, environment, tokenizer):
+def init_model(checkpoint, resume, config, flags, data, environment):
     """The model of a run that starts from a checkpoint's weights, or that resumes the checkpoint's run.
 
-    config, data, environment: of the run that starts now. Returns (model, changes), where changes is a list of
-    'name old -> new' of everything that a resumed run does differently. Raises ValueError if the checkpoint does not
-    fit the run.
+    config, data, environment: settings, dataloader.Dataset and environment of the run that starts now. The settings of
+    the model's shape are set to those of the weights.
+    flags: names of the settings that were given on the command line.
+
+    Returns (model, changes), where changes is a list of 'name old -> new' of everything that a resumed run does
+    differently. Raises ValueError if the checkpoint does not fit the run.
     """
     path, changes = checkpoint['path'], []
-    if resume:
-        changes = _find_changes(checkpoint, config, data, environment)
-    else:
-        checkpoint = crop_vocab(checkpoint, tokenizer.vocab_size)
-    model, saved_tokenizer, _ = restore_model(checkpoint, dropout=config['dropout'])
-    if saved_tokenizer.to_dict() != tokenizer.to_dict():
-        raise ValueError(f'{path} has a {saved_tokenizer.kind} tokenizer of {saved_tokenizer.vocab_size} ids, '
-                         f"--dataset={config['dataset']} has another one ({tokenizer.kind}, {tokenizer.vocab_size} "
-                         'ids); pass the dataset that it was trained on')
+    if not resume and checkpoint['tokenizer'] == data.tokenizer.to_dict():
+        checkpoint = crop_vocab(checkpoint, data.tokenizer.vocab_size)
+    model, tokenizer, _ = restore_model(checkpoint, dropout=config['dropout'])
+    check_tokenizer(path, tokenizer, config['dataset'], data.tokenizer)
     if config['block_size'] > model.config.block_size:
         raise ValueError(f"--block_size={config['block_size']} exceeds the block_size={model.config.block_size} of "
                          f'{path}; pass --block_size={model.config.block_size} or less')
+    shape = {name: getattr(model.config, name) for name in SHAPE}
+    other_shape = [f'{name} {shape[name]} -> {config[name]}' for name in SHAPE
+                   if name in flags and config[name] != shape[name]]
+    config.update(shape)
+    if resume:
+        changes = _find_changes(checkpoint, config, other_shape, data.info, environment)
+    elif other_shape:
+        raise ValueError(f"{path} cannot start a run of another shape: {', '.join(other_shape)}; omit these flags, or "
+                         'train from scratch')
     return model, changes
 
 
-def _find_changes(checkpoint, config, data, environment):
+def check_tokenizer(path, tokenizer, dataset, data_tokenizer):
+    """Raise ValueError unless the tokenizer of the checkpoint at path is that of the data set."""
+    if tokenizer.to_dict() == data_tokenizer.to_dict():
+        return
+    found = f'--dataset={dataset} ({data_tokenizer.kind}, {data_tokenizer.vocab_size} ids)'
+    if data_tokenizer.kind != 'ids' and convert.lacks_tokenizer(path):
+        raise ValueError(f'{path} has no tokenizer.json, so its ids cannot be compared with those of {found}; '
+                         "copy the model's tokenizer.json into it")
+    raise ValueError(f'{path} has another tokenizer ({tokenizer.kind}, {tokenizer.vocab_size} ids) than {found}; '
+                     'pass the data set that it was trained on')
+
+
+def match_dataset(path, tokenizer, dataset):
+    """(folder, meta) of the data set, see dataloader, that the checkpoint at path is evaluated on.
+
+    Raises OSError or ValueError if there is no such data set, or if it has another tokenizer.
+    """
+    folder = dataloader.find_dataset(dataset)
+    has_meta = (folder / 'meta.json').exists()
+    meta = dataloader.read_meta(folder, tokenizer.vocab_size if tokenizer.kind == 'ids' and not has_meta else 0)
+    check_tokenizer(path, tokenizer, dataset, Tokenizer.for_dataset(folder, meta))
+    return folder, meta
+
+
+def _find_changes(checkpoint, config, refused, data, environment):
     path = checkpoint['path']
     missing = [key for key in ('optimizer', 'scaler', 'train_state', 'environment')
                if not isinstance(checkpoint.get(key), dict)]
@@ -224,9 +267,9 @@ def _find_changes(checkpoint, config, data, environment):
                          f'weights: --init_from={path} --out_dir=...')
     # nanoGPT's config has neither optimizer nor loss
     saved = {'optimizer': 'adamw', 'loss': checkpoint['loss'].get('name')} | checkpoint['config']
-    changes, refused = [], []
+    changes, refused = [], [*refused]
     for name, old in saved.items():
-        if name in config and config[name] != old and name not in ('init_from', 'out_dir'):
+        if name in config and config[name] != old and name not in ('init_from', 'out_dir', *SHAPE):
             (refused if name in FIXED_SETTINGS else changes).append(f'{name} {old} -> {config[name]}')
     changes += [f'{name} {old} -> {environment[name]} (results may differ in the last bits)'
                 for name, old in checkpoint['environment'].items() if name in environment and environment[name] != old]
@@ -274,8 +317,8 @@ def restore_optimizer(checkpoint, optimizer, scaler):
         if checkpoint['scaler']:
             scaler.load_state_dict(checkpoint['scaler'])
         if any(type(train_state[key]) is not kind for key, kind in TRAIN_STATE.items()) or \
-                not 0 <= train_state['train_seconds'] < math.inf or \
-                not re.fullmatch('[A-Za-z0-9_-]*', train_state['wandb_run_id']):  # it becomes part of a path
+                not 0 <= train_state['train_seconds'] < math.inf:
             raise ValueError(f'train_state {train_state}')
     return {'iter_num': checkpoint['iter_num'], 'best_val_loss': checkpoint['best_val_loss'],
-            **{key: train_state[key] for key in TRAIN_STATE}}
+            **{key: train_state[key] for key in TRAIN_STATE},
+            'wandb_run_id': str(train_state.get('wandb_run_id', ''))}  # start_wandb() checks it

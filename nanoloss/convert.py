@@ -14,11 +14,13 @@ import losses
 from nanoloss.tokenizer import END_OF_TEXT, Tokenizer, bytes_to_unicode, token_from_unicode
 
 NANOGPT_KEYS = {'model', 'optimizer', 'model_args', 'iter_num', 'best_val_loss', 'config'}
+OWN_KEYS = {'tokenizer', 'loss', 'activation', 'data'}
 NANOGPT_ARGS = {'n_layer', 'n_head', 'n_embd', 'block_size', 'bias', 'vocab_size', 'dropout'}
 GPT2_NAMES = 'gpt2', 'gpt2-medium', 'gpt2-large', 'gpt2-xl'
 GPT2_TOKENIZER = {'kind': 'gpt2', 'vocab_size': 50257}
 # SHA-256 of the bytes of GPT-2's tokens 0 to 50,255, joined by newlines
 GPT2_TOKENS_HASH = 'e424375bafc3e423128be739985d6bac4839b3014b9ed3f34c3b55f6d2b968d9'
+TOKENIZER_FILES = 'tokenizer.json', 'vocab.json'  # the latter by GPT2Tokenizer
 ACTIVATIONS = {'gelu': 'gelu', 'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh'}
 # GPT2Config values that model.py implements
 REQUIRED_CONFIG = {'model_type': 'gpt2', 'scale_attn_weights': True, 'scale_attn_by_inverse_layer_idx': False,
@@ -31,12 +33,17 @@ TRANSPOSED = 'attn.c_attn.weight', 'attn.c_proj.weight', 'mlp.c_fc.weight', 'mlp
 # nanoGPT ----------------------------------------------------------------------
 
 def is_nanogpt(checkpoint):
-    """Whether a loaded dict has nanoGPT's keys and none of the keys that only this project writes."""
-    return NANOGPT_KEYS <= checkpoint.keys() and not checkpoint.keys() & {'tokenizer', 'loss', 'activation', 'data'}
+    """Whether a loaded dict has nanoGPT's weights and none of the keys that only this project writes."""
+    return {'model', 'model_args'} <= checkpoint.keys() and not checkpoint.keys() & OWN_KEYS
 
 
 def from_nanogpt(loaded):
-    """Convert a loaded nanoGPT checkpoint, with all that is needed to resume its run. Raises ValueError."""
+    """Convert a loaded nanoGPT checkpoint, with all that is needed to resume its run. Raises ValueError.
+
+    A checkpoint that was stripped to share its weights becomes one without an optimizer.
+    """
+    is_whole = NANOGPT_KEYS <= loaded.keys()
+    loaded = {'iter_num': 0, 'best_val_loss': float('inf'), 'config': {}} | loaded
     args, weights = loaded['model_args'], loaded['model']
     if not (isinstance(args, dict) and isinstance(weights, dict) and all(isinstance(name, str) for name in weights)):
         raise ValueError('model_args or model is not a dict of names')
@@ -48,7 +55,7 @@ def from_nanogpt(loaded):
         raise ValueError(f'model_args has vocab_size={vocab_size!r}, expected 1 to 65536')
     # torch.compile adds the prefix; attention without flash attention stores its causal mask
     weights = {name.removeprefix('_orig_mod.'): w for name, w in weights.items() if not name.endswith('.attn.bias')}
-    optimizer, best_val_loss = loaded['optimizer'], loaded['best_val_loss']
+    optimizer, best_val_loss = loaded['optimizer'] if is_whole else None, loaded['best_val_loss']
     if isinstance(optimizer, dict) and isinstance(optimizer.get('state'), dict):
         embedding = weights.get('transformer.wte.weight')  # parameter 0 of the optimizer
         state = {i: {key: _pad_moments(x, embedding) if i == 0 else x for key, x in moments.items()}
@@ -82,6 +89,11 @@ def is_hugging_face(path):
     return os.path.isfile(os.path.join(path, 'config.json')) or path in GPT2_NAMES and not os.path.exists(path)
 
 
+def lacks_tokenizer(path):
+    """Whether path is a model directory of transformers without a file that names its tokens."""
+    return os.path.isdir(path) and not any((Path(path) / name).is_file() for name in TOKENIZER_FILES)
+
+
 def from_hugging_face(path):
     """Convert a GPT-2 of transformers: a model directory, or the name of one of OpenAI's four models.
 
@@ -102,7 +114,7 @@ def from_hugging_face(path):
         config = {**GPT2Config().to_dict(), **GPT2Config.get_config_dict(path)[0]}
         _check_config(config)
         if is_local:
-            _check_shapes(path, config)
+            _check_weights(path, config)
         # no other field of the config: some of them name code to run
         fields = {name: config[name] for name in (*SIZES, 'activation_function')}
         model, info = GPT2LMHeadModel.from_pretrained(
@@ -145,16 +157,24 @@ def _check_config(config):
         raise ValueError('; '.join(wrong[:4]))
 
 
-def _check_shapes(path, config):
-    """Raise ValueError if the headers of a directory's safetensors files contradict its config.json.
+def _check_weights(path, config):
+    """Raise ValueError if a directory lacks a safetensors file, or if their headers contradict its config.json.
 
     transformers would take as much memory as config.json asks for.
     """
+    names, index = ['model.safetensors'], Path(path) / 'model.safetensors.index.json'
+    if index.is_file() and not (Path(path) / names[0]).is_file():
+        names = sorted({*json.loads(index.read_text(encoding='utf-8'))['weight_map'].values()})
+    for name in names:
+        if not (Path(path) / name).is_file():
+            raise ValueError(f'it has no {name}, which save_pretrained() of transformers writes')
     shapes = {}
     for file in sorted(Path(path).glob('*.safetensors')):
         with open(file, 'rb') as f:
             length = int.from_bytes(f.read(8), 'little')
-            header = json.loads(f.read(length)) if length < file.stat().st_size else {}
+            if length > file.stat().st_size:  # as in a pointer of Git LFS
+                raise ValueError(f'{file.name} is not a safetensors file')
+            header = json.loads(f.read(length))
         shapes |= {name.removeprefix('transformer.'): entry['shape'] for name, entry in header.items()
                    if 'shape' in entry}
     n_layer = len({name.split('.')[1] for name in shapes if name.startswith('h.')})
@@ -174,7 +194,7 @@ def _find_tokenizer(path, vocab_size):
     unknown = {'kind': 'ids', 'vocab_size': vocab_size}
     if path in GPT2_NAMES and not os.path.isdir(path):
         return GPT2_TOKENIZER
-    file, older_file = Path(path) / 'tokenizer.json', Path(path) / 'vocab.json'  # the latter by GPT2Tokenizer
+    file, older_file = (Path(path) / name for name in TOKENIZER_FILES)
     if not file.is_file():
         file = older_file
     if not file.is_file() or file.stat().st_size > 2**25:

@@ -67,12 +67,16 @@ class RunDir:
     def start_wandb(self, project, name, run_id, config):
         """Also log to W&B: to a new run, or to the run with this id. Returns the run's id."""
         import wandb
+        if run_id and not is_wandb_id(run_id):
+            log_line(f'note: W&B cannot continue its run {run_id[:100]!r}, which is no valid id; it starts another one')
+            run_id = ''
         try:
             run = wandb.init(project=project, name=name or self.path.name, dir=self.path, id=run_id or None,
                              resume='allow', config=config)
         except Exception as e:  # no API key, no network: several classes, some of them private
             reason = (str(e) or repr(e)).splitlines()[0]
-            raise OSError(f'W&B did not start ({reason}); WANDB_MODE=offline needs no account') from None
+            raise OSError(f'W&B did not start ({reason}); WANDB_MODE=offline needs no account, and '
+                          '--wandb_log=False trains without W&B') from None
         run.define_metric('*', step_metric='iter')
         self.wandb = wandb
         return run.id
@@ -119,6 +123,12 @@ class RunDir:
                 save_checkpoint(contents, self.path / name)
         except OSError as e:
             raise OSError(f'no checkpoint could be saved in {self.path} ({e.strerror}); {INTACT}') from None
+
+
+def is_wandb_id(run_id):
+    """Whether W&B accepts a run id (wandb_settings.py, validate_run_id) and a folder name can contain it."""
+    return (run_id == run_id.strip() and not set(run_id) & set(":;,#?'") and run_id.isprintable()
+            and len(run_id.encode()) <= 128)
 
 
 def copy_file(source, target):

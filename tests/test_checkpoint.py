@@ -1,8 +1,11 @@
 """Checkpoints: a round trip is exact, no code runs, and a damaged or unsuitable file gives one clear error."""
 import copy
+import errno
 import os
 import pickle
+import stat
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -63,10 +66,17 @@ def path(tmp_path):
     return tmp_path / 'ckpt.pt'
 
 
+def start(checkpoint, resume, config=CONFIG, flags=(), info=DATA, environment=ENVIRONMENT, tokenizer=TOKENIZER):
+    """(model, changes) of a run, and the config as the run records it."""
+    config = dict(config)
+    data = SimpleNamespace(info=info, tokenizer=tokenizer)
+    return *init_model(checkpoint, resume, config, flags, data, environment), config
+
+
 def resume(path, config=CONFIG, data=DATA, environment=ENVIRONMENT, optimizer='adamw'):
     """(model, optimizer, train state, changes) of a resumed run."""
     checkpoint = load_checkpoint(path)
-    model, changes = init_model(checkpoint, True, config, data, environment, TOKENIZER)
+    model, changes, _ = start(checkpoint, True, config, (), data, environment)
     optimizer = new_optimizer(model, optimizer)
     return model, optimizer, restore_optimizer(checkpoint, optimizer, scaler()), changes
 
@@ -118,6 +128,31 @@ def test_failed_save_leaves_the_old_file(path):
     with pytest.raises(AttributeError):
         save_checkpoint({'model': torch.zeros(10), 'bad': lambda: 0}, path)
     assert path.read_bytes() == before and os.listdir(path.parent) == ['ckpt.pt']
+
+
+@pytest.mark.parametrize('fails,number,raises', [
+    ('folder', errno.EINVAL, False), ('folder', errno.ENOTSUP, False), ('folder', errno.EIO, True),
+    ('file', errno.EINVAL, True), ('file', errno.ENOTSUP, True)])
+@pytest.mark.skipif(os.name != 'posix', reason='only POSIX opens directories')
+def test_fsync_of_a_folder(path, monkeypatch, fails, number, raises):
+    """A file system that cannot flush a directory (CIFS) still gets checkpoints; other errors are not ignored."""
+    fsync, synced = os.fsync, []
+
+    def fake_fsync(fd):
+        kind = 'folder' if stat.S_ISDIR(os.fstat(fd).st_mode) else 'file'
+        synced.append(kind)
+        if kind == fails:
+            raise OSError(number, os.strerror(number))
+        fsync(fd)
+    monkeypatch.setattr(os, 'fsync', fake_fsync)
+    if raises:
+        with pytest.raises(OSError) as e:
+            save_checkpoint({'iter_num': 3}, path)
+        assert e.value.errno == number
+    else:
+        save_checkpoint({'iter_num': 3}, path)
+        assert torch.load(path) == {'iter_num': 3}
+    assert fails in synced and os.listdir(path.parent) == ['ckpt.pt']
 
 
 def test_all_finite():
@@ -290,6 +325,7 @@ PARTS = {
     'weight NaN': set_weight(torch.full((8, 8), float('nan'))),
     'weight infinite': set_weight(torch.full((8, 8), float('inf'))),
     'weight missing': (edit(lambda c: c['model'].pop('transformer.ln_f.weight')), 'transformer.ln_f.weight'),
+    'head of its own': set_weight(torch.zeros(256, 8), 'lm_head.weight'),
     'unexpected weight': set_weight(torch.zeros(3), 'other.weight'),
     'layer too many': set_weight(torch.zeros(8), 'transformer.h.1.ln_1.weight')[:1] + ('n_layer',),
     'weight with a number as name': (edit(lambda c: c['model'].update({5: torch.zeros(3)})), ''),
@@ -320,7 +356,7 @@ def test_parts_that_do_not_fit(path, damage, name):
 def test_new_run(path):
     """A new run takes the weights and its own settings, and reports no changes."""
     config = CONFIG | {'loss': 'mse', 'seed': 5, 'dropout': 0.25, 'block_size': 4}
-    model, changes = init_model(load_checkpoint(path), False, config, {'source': 'other'}, {}, TOKENIZER)
+    model, changes, _ = start(load_checkpoint(path), False, config, (), {'source': 'other'}, {})
     assert changes == [] and model.config.dropout == 0.25 and model.config.block_size == 8
     assert torch.equal(model.lm_head.weight, load_checkpoint(path)['model']['lm_head.weight'])
 
@@ -333,8 +369,35 @@ def test_unsuitable_for_the_run(path, resumed, config, tokenizer, name):
     checkpoint = load_checkpoint(path)
     checkpoint['config']['block_size'] = config['block_size']
     with pytest.raises(ValueError) as e:
-        init_model(checkpoint, resumed, config, DATA, ENVIRONMENT, tokenizer)
+        start(checkpoint, resumed, config, tokenizer=tokenizer)
     assert 'ckpt.pt' in str(e.value) and name in str(e.value) and '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('resumed', [False, True])
+def test_shape(path, resumed):
+    """The run records the shape of the weights. Another one is refused by name if a flag sets it, but a config file or
+    a default yields to the weights, even where an earlier checkpoint recorded it."""
+    checkpoint = load_checkpoint(path)
+    shape = {'n_layer': 7, 'n_head': 4, 'n_embd': 16, 'bias': False, 'activation': 'gelu_tanh'}
+    for recorded in ({}, {'n_layer': 7}):
+        checkpoint['config'] |= recorded
+        model, changes, config = start(checkpoint, resumed, CONFIG | shape, {'seed', 'n_head.x'})
+        found = {name: getattr(model.config, name) for name in shape}
+        assert found == {'n_layer': 1, 'n_head': 2, 'n_embd': 8, 'bias': True, 'activation': 'gelu'} and changes == []
+        assert config == CONFIG | found
+    assert start(checkpoint, resumed, CONFIG | found, {*shape})[1] == []
+    for name in shape:
+        with pytest.raises(ValueError) as e:
+            start(checkpoint, resumed, CONFIG | shape, {name})
+        assert [other for other in shape if f'{other} ' in str(e.value)] == [name]
+        assert 'ckpt.pt' in str(e.value) and '\n' not in str(e.value)
+
+
+def test_other_tokenizer_of_more_ids(path):
+    """A data set with fewer ids than the checkpoint has another tokenizer; the checkpoint is not damaged."""
+    tokenizer = Tokenizer('ids', size=100)
+    with pytest.raises(ValueError, match='--dataset=x'):
+        start(load_checkpoint(path), False, tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize('optimizer', ['adamw', 'muon'])
@@ -365,11 +428,11 @@ def test_changes_of_a_resumed_run(path):
 
 
 @pytest.mark.parametrize('config,data,name', [
-    ({'loss': 'mse'}, DATA, 'loss'), ({'n_embd': 16}, DATA, 'n_embd'), ({'seed': 2}, DATA, 'seed'),
+    ({'loss': 'mse'}, DATA, 'loss'), ({'dropout': 0.1}, DATA, 'dropout'), ({'seed': 2}, DATA, 'seed'),
     ({'squentropy_weight': 0.5}, DATA, 'squentropy_weight'), ({'optimizer': 'muon'}, DATA, 'optimizer'),
     ({}, DATA | {'fingerprint': {'train': '0'}}, 'data')])
 def test_resume_as_another_run(path, config, data, name):
-    """A checkpoint cannot be resumed with another model, loss, seed, optimizer or data set."""
+    """A checkpoint cannot be resumed with another loss, dropout, seed, optimizer or data set."""
     with pytest.raises(ValueError) as e:
         resume(path, CONFIG | config, data)
     assert all(text in str(e.value) for text in ('ckpt.pt', name, '--init_from=')) and '\n' not in str(e.value)
@@ -405,8 +468,6 @@ RESUME = {
     'train_state of floats': (set_train_state(last_eval=1.5), 'last_eval'),
     'train_seconds NaN': (set_train_state(train_seconds=float('nan')), 'train_seconds'),
     'train_seconds infinite': (set_train_state(train_seconds=float('inf')), 'train_seconds'),
-    'wandb_run_id a path': (set_train_state(wandb_run_id='../../x'), 'wandb_run_id'),
-    'wandb_run_id a number': (set_train_state(wandb_run_id=5), 'wandb_run_id'),
 }
 
 
@@ -418,6 +479,63 @@ def test_cannot_be_resumed(path, damage, name):
     with pytest.raises(ValueError) as e:
         resume(path)
     assert all(text in str(e.value) for text in ('ckpt.pt', name, '--init_from=')) and '\n' not in str(e.value)
+
+
+WANDB_IDS = {'exp.v1': 'exp.v1', '../../x': '../../x', 'x' * 1000: 'x' * 1000, 5: '5', None: 'None'}
+
+
+@pytest.mark.parametrize('saved', WANDB_IDS)
+def test_wandb_run_id_costs_no_optimizer(path, saved):
+    """Whatever the id of the W&B run is, the run can be resumed; RunDir.start_wandb judges the id."""
+    set_train_state(wandb_run_id=saved)(path)
+    _, optimizer, state, _ = resume(path)
+    assert optimizer.state and state == {'iter_num': 2, 'best_val_loss': 2.5, **TRAIN_STATE,
+                                         'wandb_run_id': WANDB_IDS[saved]}
+
+
+def test_no_wandb_run_id(path):
+    """The same without an id."""
+    edit(lambda c: c['train_state'].pop('wandb_run_id'))(path)
+    assert resume(path)[2]['wandb_run_id'] == ''
+
+
+@pytest.mark.parametrize('optimizer', ['adamw', 'muon'])
+def test_resume_on_another_kind_of_device(monkeypatch, optimizer):
+    """A state saved where AdamW is not fused resumes as a fused one: step moves to the device of its weight, and
+    continuing gives the same weights."""
+    model, gradient = make_model(), torch.Generator().manual_seed(1)
+
+    def train(model, optimizer, seed):
+        gradient.manual_seed(seed)
+        for p in model.parameters():
+            p.grad = torch.randn(p.shape, generator=gradient)
+        optimizer.step()
+
+    def set_fused(optimizer, fused):
+        for group in optimizer.param_groups:
+            if 'fused' in group:
+                group['fused'] = fused
+    plain = new_optimizer(model, optimizer)
+    set_fused(plain, False)
+    train(model, plain, 1)
+    saved = copy.deepcopy({'path': 'x.pt', 'iter_num': 1, 'best_val_loss': 1.0, 'scaler': {},
+                           'train_state': TRAIN_STATE, 'optimizer': plain.state_dict()})
+    assert not any(group.get('fused') for group in saved['optimizer']['param_groups'])
+    resumed = copy.deepcopy(model)
+    fused = new_optimizer(resumed, optimizer)
+    restore_optimizer(saved, fused, scaler())
+    assert fused.param_groups[0]['fused'] is True
+    train(model, plain, 2)
+    train(resumed, fused, 2)
+    for p, q in zip(model.parameters(), resumed.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
+
+    with torch.device('meta'):  # the only second device that every machine has
+        elsewhere = new_optimizer(make_model(), optimizer)
+    set_fused(elsewhere, True)
+    monkeypatch.setattr('nanoloss.checkpoint._is_valid', lambda x: True)  # meta tensors have no values to check
+    restore_optimizer(saved, elsewhere, scaler())
+    assert {x.device.type for moments in elsewhere.state.values() for x in moments.values()} == {'meta'}
 
 
 # random damage ----------------------------------------------------------------

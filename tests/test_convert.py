@@ -5,13 +5,15 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run
+from conftest import ROOT, check_refused, run
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import losses
 from model import GPT, GPTConfig
 from nanoloss import convert, dataloader, engine
-from nanoloss.checkpoint import crop_vocab, describe_model, load_checkpoint, restore_model
+from nanoloss.checkpoint import (crop_vocab, describe_model, init_model, load_checkpoint, match_dataset,
+                                 restore_model)
 from nanoloss.tokenizer import Tokenizer, bytes_to_unicode, train_bpe
 
 TINY = ['--n_layer=1', '--n_head=2', '--n_embd=16', '--block_size=32', '--batch_size=4', '--eval_iters=1']
@@ -168,6 +170,24 @@ def test_nanogpt_reads_our_checkpoints():
     assert {name: p.shape for name, p in described['model'].items()} == expected
 
 
+@pytest.mark.parametrize('kept', [convert.NANOGPT_KEYS - {'optimizer'}, {'model', 'model_args'}], ids=len)
+def test_stripped_nanogpt(ids, tmp_path, kept):
+    """A checkpoint that was stripped to share its weights is read, and starts a run, but cannot be resumed."""
+    reference = hugging_face()
+    (tmp_path / 'run').mkdir()
+    torch.save({key: value for key, value in nanogpt(reference).items() if key in kept}, tmp_path / 'run/ckpt.pt')
+    model, _, _ = restore_model(load_checkpoint(tmp_path / 'run/ckpt.pt'))
+    x = torch.randint(0, 65, (3, 32))
+    with torch.no_grad():
+        assert torch.allclose(model.logits(model(x)), reference(x).logits, atol=1e-5)
+    flags = ['--block_size=32', '--batch_size=4', '--eval_iters=1', f'--dataset={ids}', '--vocab_size=65',
+             '--max_iters=1']
+    status, _, err = run(ROOT / 'train.py', *flags, '--init_from=run/ckpt.pt', '--out_dir=other', cwd=tmp_path)
+    assert status == 0, err
+    check_refused('train.py', [*flags, '--init_from=resume', '--out_dir=run'], 'run/ckpt.pt', 'optimizer',
+                  '--init_from=', cwd=tmp_path)
+
+
 def remove(name):
     return lambda d: d['model'].pop(name)
 
@@ -177,6 +197,7 @@ BAD_NANOGPT = [
     (remove('transformer.h.0.mlp.c_fc.bias'), 'transformer.h.0.mlp.c_fc.bias'),
     (lambda d: d['model'].update({'transformer.extra': torch.zeros(3)}), 'transformer.extra'),
     (lambda d: d['model'].update({'transformer.ln_f.weight': torch.zeros(8)}), 'transformer.ln_f.weight'),
+    (lambda d: d['model'].update({'lm_head.weight': torch.zeros(65, 16)}), 'lm_head.weight'),
     (lambda d: d['model_args'].pop('n_head'), 'n_head'),
     (lambda d: d['model_args'].update(rope=True), 'rope'),
     (lambda d: d['model_args'].update(vocab_size=70), 'vocab_size=70'),
@@ -218,7 +239,8 @@ def test_new_run_from_a_directory(ids, tmp_path):
     """Weights of transformers start a run with any loss; the first evaluation is of those weights."""
     reference = hugging_face(activation='gelu_new')
     reference.save_pretrained(tmp_path / 'hf')
-    flags = [*TINY, f'--dataset={ids}', '--vocab_size=65', '--init_from=hf', '--max_iters=1']
+    flags = ['--block_size=32', '--batch_size=4', '--eval_iters=1', f'--dataset={ids}', '--vocab_size=65',
+             '--init_from=hf', '--max_iters=1']
     status, _, err = run(ROOT / 'train.py', *flags, '--out_dir=run', cwd=tmp_path)
     assert status == 0, err
     data = np.fromfile(ids / 'val.bin', '<u2')
@@ -267,6 +289,53 @@ def test_unsupported_directory(tmp_path, key, value, name):
     with pytest.raises((ValueError, OSError)) as e:
         load_checkpoint(str(tmp_path / 'hf'))
     assert name in str(e.value) and 'hf' in str(e.value) and '\n' not in str(e.value), e.value
+
+
+def rewrite_head(folder):
+    weights = load_file(folder / 'model.safetensors')
+    save_file(weights | {'lm_head.weight': weights['transformer.wte.weight'] * 2}, folder / 'model.safetensors')
+
+
+def list_missing_shard(folder):
+    (folder / 'model.safetensors').rename(folder / 'model-00001-of-00002.safetensors')
+    shards = {'transformer.wte.weight': 'model-00001-of-00002.safetensors',
+              'transformer.wpe.weight': 'model-00002-of-00002.safetensors'}
+    (folder / 'model.safetensors.index.json').write_text(json.dumps({'metadata': {}, 'weight_map': shards}))
+
+
+INCOMPLETE = {
+    'no weights': (lambda folder: (folder / 'model.safetensors').unlink(), 'model.safetensors'),
+    'older format': (lambda folder: (folder / 'model.safetensors').rename(folder / 'pytorch_model.bin'),
+                     'model.safetensors'),
+    'no second shard': (list_missing_shard, 'model-00002-of-00002.safetensors'),
+    'pointer of Git LFS': (lambda folder: (folder / 'model.safetensors').write_text(
+        'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 548105171\n'), 'model.safetensors'),
+    'head of its own': (rewrite_head, 'lm_head.weight'),
+}
+
+
+@pytest.mark.parametrize('damage,name', INCOMPLETE.values(), ids=INCOMPLETE)
+def test_incomplete_directory(tmp_path, damage, name):
+    """A missing file is named, and so is a head that is not the embedding."""
+    hugging_face().save_pretrained(tmp_path / 'hf')
+    damage(tmp_path / 'hf')
+    with pytest.raises((ValueError, OSError)) as e:
+        restore_model(load_checkpoint(str(tmp_path / 'hf')))
+    assert name in str(e.value) and 'hf' in str(e.value) and '\n' not in str(e.value), e.value
+
+
+@pytest.mark.parametrize('vocab_size', [200, 256, 300])
+def test_directory_without_tokenizer(tiny_data, tmp_path, vocab_size):
+    """A model directory without tokenizer files cannot be used with text; the missing file is named."""
+    hugging_face(vocab_size).save_pretrained(tmp_path / 'hf')
+    checkpoint, data = load_checkpoint(str(tmp_path / 'hf')), dataloader.open_dataset(str(tiny_data), 32)
+    config = {'dataset': str(tiny_data), 'block_size': 32, 'dropout': 0.0}
+    for use in (lambda: init_model(checkpoint, False, config, set(), data, {}),
+                lambda: match_dataset(checkpoint['path'], restore_model(checkpoint)[1], str(tiny_data))):
+        with pytest.raises(ValueError) as e:
+            use()
+        assert all(name in str(e.value) for name in ('hf', 'tokenizer.json', str(tiny_data)))
+        assert '\n' not in str(e.value)
 
 
 def test_not_loadable(tmp_path, monkeypatch):

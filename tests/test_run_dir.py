@@ -172,3 +172,35 @@ def test_wandb_learns_whether_the_run_failed(tmp_path, monkeypatch, failed):
     directory.log(State(3), loss=1.5)
     directory.finish(failed)
     assert calls == [json.loads((tmp_path / 'run/metrics.jsonl').read_text()), int(failed)]
+
+
+WANDB_IDS = ['exp.v1', 'a b', '..', 'größe', 'a%b', 'A_b-9', 'x' * 128, '../../x', 'a/b', 'a:b', 'a;b', 'a,b', 'a#b',
+             'a?b', "a'b", ' a', 'a ', ' ']
+
+
+@pytest.mark.parametrize('run_id', WANDB_IDS)
+def test_wandb_ids(run_id):
+    """The ids that W&B's own settings accept."""
+    wandb = pytest.importorskip('wandb')
+    try:
+        wandb.Settings(run_id=run_id)
+        accepted = True
+    except wandb.errors.UsageError:
+        accepted = False
+    assert run_dir.is_wandb_id(run_id) is accepted
+
+
+@pytest.mark.parametrize('run_id,used', [
+    ('exp.v1', 'exp.v1'), ('', None), ('../../x', None), ('..\\..\\x', None), ('a\nb', None), ('a\x1b[2J', None),
+    ('\ud800', None), ('ä' * 100, None), ('x' * 200, None)])
+def test_invalid_wandb_id(tmp_path, monkeypatch, capsys, run_id, used):
+    """An id that W&B refuses, or that cannot be part of a folder name, is dropped with a note: W&B starts a new run."""
+    ids = []
+
+    def init(id, **kwargs):
+        ids.append(id)
+        return SimpleNamespace(id=id or 'new', define_metric=lambda *a, **k: None)
+    monkeypatch.setitem(sys.modules, 'wandb', SimpleNamespace(init=init))
+    assert RunDir(tmp_path).start_wandb('project', '', run_id, {}) == (used or 'new') and ids == [used]
+    output = capsys.readouterr().out
+    assert output.count('\n') == (1 if run_id and not used else 0) and '\x1b' not in output

@@ -135,15 +135,15 @@ def test_custom_loss(tiny_data, tmp_path):
 
 
 def test_wandb_offline(train, tmp_path):
-    """--wandb_log=True works offline, and a resumed run keeps its id."""
+    """--wandb_log=True works offline, and a resumed run keeps its id, which may have a dot (SageMaker's have)."""
     pytest.importorskip('wandb')
     env = dict(WANDB_MODE='offline', WANDB_SILENT='true')
-    status, _, err = train('--wandb_log=True', '--max_iters=2', **env)
+    status, _, err = train('--wandb_log=True', '--max_iters=2', WANDB_RUN_ID='exp.v1', **env)
     assert status == 0, err
-    run_id = load_checkpoint(tmp_path / 'run/ckpt.pt')['train_state']['wandb_run_id']
+    assert load_checkpoint(tmp_path / 'run/ckpt.pt')['train_state']['wandb_run_id'] == 'exp.v1'
     assert train('--wandb_log=True', '--max_iters=4', '--init_from=resume', **env)[0] == 0
     runs = [path.name for path in (tmp_path / 'run/wandb').glob('offline-run-*')]
-    assert run_id and runs and all(name.endswith(run_id) for name in runs)
+    assert runs and all(name.endswith('-exp.v1') for name in runs)
 
 
 # starting from a checkpoint --------------------------------------------------
@@ -198,12 +198,17 @@ def test_init_from_auto(train, tmp_path):
 
 
 def test_init_from_a_file(train, tmp_path):
-    """From a checkpoint file come weights and shape, but not the iteration, the loss or the optimizer."""
+    """From a checkpoint file come weights and shape, but not the iteration, the loss or the optimizer. A shape in a
+    config file yields to that of the weights, and one on the command line is refused."""
     assert train('--max_iters=20')[0] == 0
-    status, out, err = train(f'--init_from={tmp_path}/run/best.pt', f'--out_dir={tmp_path}/other', '--n_layer=3',
-                             '--loss=mse', '--max_iters=1')
-    assert status == 0 and 'n_layer=1' in out and '\niter 1: ' in out, err
-    assert load_checkpoint(tmp_path / 'other/ckpt.pt')['loss']['name'] == 'mse'
+    (tmp_path / 'shape.py').write_text('bias = True')
+    flags = [f'--init_from={tmp_path}/run/best.pt', f'--out_dir={tmp_path}/other', '--loss=mse', '--max_iters=1']
+    status, _, err = train(*flags, '--n_layer=3')
+    assert status == 1 and err.count('\n') == 1 and 'n_layer' in err and not (tmp_path / 'other').exists(), err
+    status, out, err = train(*flags, tmp_path / 'shape.py')
+    assert status == 0 and 'bias=False' in out and '\niter 1: ' in out, err
+    saved = load_checkpoint(tmp_path / 'other/ckpt.pt')
+    assert saved['loss']['name'] == 'mse' and saved['config']['bias'] is saved['model_args']['bias'] is False
 
 
 def test_resume_refuses_another_run(train):

@@ -373,11 +373,12 @@ def test_folder_taken_away(begin, tmp_path, how):
 
 def test_resume_a_run_from_weights(begin, tmp_path):
     """A run that began from a checkpoint of another shape resumes, though its flags do not name the shape."""
-    assert begin('--max_iters=2', '--n_layer=2', folder='other').finish()[0] == 0
+    assert begin('--max_iters=2', '--bias=True', folder='other').finish()[0] == 0
     status, _, err = begin(f'--init_from={tmp_path}/other/best.pt', '--max_iters=4').finish()
     assert status == 0, err
     status, out, err = begin('--init_from=resume', '--max_iters=6').finish()
-    assert status == 0 and 'n_layer=2' in out, err
+    assert status == 0 and 'bias=True' in out, err
+    assert load_checkpoint(tmp_path / 'run/ckpt.pt')['config']['bias'] is True
 
 
 def test_overflow_is_not_saved(begin, tmp_path):
