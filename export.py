@@ -21,8 +21,10 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from nanoloss import signals
@@ -33,11 +35,12 @@ import torch
 
 from nanoloss import dataloader, launcher, scoring
 from nanoloss.checkpoint import crop_vocab, load_checkpoint, match_dataset, restore_model
-from nanoloss.convert import to_hugging_face_model, to_hugging_face_tokenizer
+from nanoloss.convert import save_hugging_face_tokenizer, to_hugging_face_model
 from nanoloss.device import prepare_cpu
 from nanoloss.link import has_softmax_link
 from nanoloss.run_dir import find_checkpoint
 
+SIGNALS = signal.SIGINT, signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGTERM)  # Windows has no SIGHUP
 COLUMNS = {'nats': 'nats per token', 'perplexity': 'perplexity', 'top1': 'top-1', 'brier': 'Brier', 'ece_mass': 'ECE'}
 
 
@@ -89,7 +92,8 @@ def measure(tokenizer, name):
     """Run evaluate.py on val.bin and return its output, a dict."""
     flags = ['--json=True', f'--checkpoint={checkpoint}', f'--dataset={name}', f'--blocks={tokenizer.kind == "ids"}']
     print('running: python evaluate.py ' + ' '.join(flags), file=sys.stderr)
-    stdout, stderr, status = launcher.run_script('evaluate.py', flags)
+    with ThreadPoolExecutor(1) as pool:  # a signal must not interrupt this thread while it starts the process
+        stdout, stderr, status = pool.submit(launcher.run_script, 'evaluate.py', flags).result()
     if status:
         fail(stderr.strip().removeprefix('error: '))
     return json.loads(stdout)
@@ -161,7 +165,14 @@ def save_model(folder, model, tokenizer, temperature):
         bos_token_id=tokenizer.eot, eos_token_id=tokenizer.eot, pad_token_id=tokenizer.eot)
     exported.save_pretrained(folder)
     if tokenizer.kind != 'ids':
-        to_hugging_face_tokenizer(tokenizer, model.config.block_size).save_pretrained(folder)
+        save_hugging_face_tokenizer(tokenizer, model.config.block_size, folder)
+
+
+def raise_interrupt(number, _):
+    for other in SIGNALS:  # nothing interrupts the cleanup
+        signal.signal(other, signal.SIG_IGN)
+    launcher.stop_all()
+    raise KeyboardInterrupt(number)
 
 
 if not importlib.util.find_spec('transformers'):
@@ -169,14 +180,15 @@ if not importlib.util.find_spec('transformers'):
 target = Path(to)
 if target.exists() and (not target.is_dir() or any(target.iterdir())):
     fail(f'--to={to} exists and is not an empty directory; pass another one, or delete it')
-try:  # before the evaluation, which may take long
-    target.absolute().parent.mkdir(parents=True, exist_ok=True)
+for number in SIGNALS:
+    if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+        signal.signal(number, raise_interrupt)
+
+partial = None
+try:
+    target.absolute().parent.mkdir(parents=True, exist_ok=True)  # before the evaluation, which may take long
     partial = Path(tempfile.mkdtemp(prefix=f'{target.name}.', dir=target.absolute().parent))
     partial.chmod(0o755)
-except OSError as e:
-    fail(f'--to={to} could not be created ({e.strerror}); pass another directory')
-
-try:
     checkpoint = find_checkpoint(checkpoint, out_dir)
     prepare_cpu('cpu')
     loaded = load_checkpoint(checkpoint)
@@ -197,11 +209,14 @@ try:
 except (OSError, ValueError) as e:
     fail(f'--to={to} could not be written ({e.strerror}); free some space, or pass another directory'
          if isinstance(e, OSError) and e.errno else e)
+except KeyboardInterrupt as e:
+    fail(f'interrupted by {signal.Signals(e.args[0]).name}; {to} was not created', status=128 + e.args[0])
 finally:
-    shutil.rmtree(partial, ignore_errors=True)
+    if partial:
+        shutil.rmtree(partial, ignore_errors=True)
 print(f'{target}: ' + ', '.join(sorted(path.name for path in target.iterdir())))
 if tokenizer.kind == 'ids':
     print('no tokenizer: the model was trained on ids without one')
 else:
-    print(f"read a story: python -c \"from transformers import pipeline; print(pipeline('text-generation', '{target}')"
-          "('Once upon a time')[0]['generated_text'])\"")
+    print("read a story: python -c \"from transformers import pipeline; print(pipeline('text-generation', "
+          f"'{target.as_posix()}')('Once upon a time')[0]['generated_text'])\"")

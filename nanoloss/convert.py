@@ -248,14 +248,13 @@ def to_hugging_face_model(model, tokenizer):
     return converted
 
 
-def to_hugging_face_tokenizer(tokenizer, block_size):
-    """Convert a Tokenizer to a PreTrainedTokenizerFast.
+def save_hugging_face_tokenizer(tokenizer, block_size, folder):
+    """Write the tokenizer.json and tokenizer_config.json of a Tokenizer for transformers.
 
-    It gives the same ids, except that it encodes the text <|endoftext|> as one id.
+    AutoTokenizer gives the same ids, except that it encodes the text <|endoftext|> as one id.
     """
     from tokenizers import AddedToken, decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as FastTokenizer
-    from transformers import PreTrainedTokenizerFast
     to_unicode = bytes_to_unicode()
     tokens = [tokenizer.token_bytes(i) for i in range(tokenizer.eot)]
     text = {token: ''.join(to_unicode[b] for b in token) for token in tokens}
@@ -267,5 +266,8 @@ def to_hugging_face_tokenizer(tokenizer, block_size):
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=tokenizer.kind != 'byte')
     fast.decoder = decoders.ByteLevel()
     fast.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
-    return PreTrainedTokenizerFast(tokenizer_object=fast, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT,
-                                   model_max_length=block_size)
+    fast.save(str(Path(folder) / 'tokenizer.json'))
+    # save_pretrained() of transformers 5 would name a class that transformers 4 does not have
+    config = {'tokenizer_class': 'PreTrainedTokenizerFast', 'bos_token': END_OF_TEXT, 'eos_token': END_OF_TEXT,
+              'model_max_length': block_size, 'clean_up_tokenization_spaces': False}
+    (Path(folder) / 'tokenizer_config.json').write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')

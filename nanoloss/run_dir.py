@@ -127,7 +127,7 @@ class RunDir:
 
 def is_wandb_id(run_id):
     """Whether W&B accepts a run id (wandb_settings.py, validate_run_id) and a folder name can contain it."""
-    return (run_id == run_id.strip() and not set(run_id) & set(":;,#?'") and run_id.isprintable()
+    return (run_id == run_id.strip() and not set(run_id) & set(":;,#?/'\\") and run_id.isprintable()
             and len(run_id.encode()) <= 128)
 
 

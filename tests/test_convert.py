@@ -386,7 +386,7 @@ def test_to_hugging_face(tmp_path, stories, kind):
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.1)
     convert.to_hugging_face_model(model, tokenizer).save_pretrained(tmp_path)
-    convert.to_hugging_face_tokenizer(tokenizer, 32).save_pretrained(tmp_path)
+    convert.save_hugging_face_tokenizer(tokenizer, 32, tmp_path)
     exported, exported_tokenizer = (auto.from_pretrained(tmp_path) for auto in (AutoModelForCausalLM, AutoTokenizer))
     x = torch.randint(0, tokenizer.vocab_size, (2, 32))
     with torch.no_grad():
@@ -396,7 +396,11 @@ def test_to_hugging_face(tmp_path, stories, kind):
     assert exported.lm_head.weight is exported.transformer.wte.weight
     for text in [*stories, *ODD_TEXTS]:
         assert exported_tokenizer(text)['input_ids'] == tokenizer.encode(text), text
-    assert exported_tokenizer.decode(tokenizer.encode(stories[0])) == stories[0]
+    for text in [stories[0], *ODD_TEXTS]:
+        assert exported_tokenizer.decode(tokenizer.encode(text)) == text
+    saved = json.loads((tmp_path / 'tokenizer_config.json').read_text())
+    assert saved['tokenizer_class'] == 'PreTrainedTokenizerFast'  # in transformers 4 and 5
+    assert exported_tokenizer.model_max_length == 32 and exported_tokenizer.bos_token_id == tokenizer.eot
     assert exported_tokenizer.eos_token_id == exported.config.eos_token_id == tokenizer.eot
     restored, restored_tokenizer, _ = restore_model(load_checkpoint(str(tmp_path)))
     assert restored_tokenizer.to_dict() == tokenizer.to_dict()

@@ -1,11 +1,17 @@
 """export.py: model directories that transformers loads, calibrated logits, and errors of one line."""
+import contextlib
+import io
 import json
+import shlex
+import signal
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import ROOT, run
+from conftest import ROOT, Started, run
 
 import losses
 from model import GPT, GPTConfig
@@ -18,10 +24,10 @@ FIGURES = {'split': 'val', 'source': 'x', 'tokens': 9, 'loss': 'squentropy', 'it
            'readouts': {'link': METRICS}}
 
 
-def make_run(folder, loss='squentropy', **changes):
+def make_run(folder, loss='squentropy', block_size=32, **changes):
     """A checkpoint with random weights in folder/best.pt, with a data set of nine stories in folder/data."""
     torch.manual_seed(1)
-    model = GPT(GPTConfig(block_size=32, vocab_size=256, n_layer=2, n_head=2, n_embd=16, bias=True)).eval()
+    model = GPT(GPTConfig(block_size=block_size, vocab_size=256, n_layer=2, n_head=2, n_embd=16, bias=True)).eval()
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.1)
@@ -121,6 +127,43 @@ def test_calibrate(tmp_path, loss):
     status, _, err = export(tmp_path, '--to=plain', '--figures=figures.json')
     assert status == 0, err
     assert sampling_temperature('plain') == pytest.approx(0.8 * T if loss == 'mse' else 0.8, rel=1e-3)
+
+
+@pytest.mark.parametrize('block_size,seeds', [
+    (32, 6), (128, 6), pytest.param(256, 40, marks=pytest.mark.slow)])
+def test_printed_command(tmp_path, monkeypatch, block_size, seeds):
+    """The printed command writes a story with any seed."""
+    make_run(tmp_path, block_size=block_size, config={})
+    status, out, err = export(tmp_path, '--to=exported')
+    assert status == 0, err
+    python, flag, code = shlex.split(out.splitlines()[-1].partition(': ')[2])
+    assert (python, flag) == ('python', '-c')
+    monkeypatch.chdir(tmp_path)
+    for seed in range(seeds):
+        transformers.set_seed(seed)
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(code, {})  # an IndexError if the story could be longer than the model's context
+        assert printed.getvalue().startswith('Once upon a time')
+
+
+@pytest.mark.skipif(not Path('/proc/self/task').is_dir(), reason='finds the subprocess in /proc')
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(tmp_path, number):
+    """Ctrl-C or SIGTERM during the evaluation leaves neither a directory nor a running evaluate.py."""
+    make_run(tmp_path, 'cross_entropy')
+    write_data(tmp_path / 'data', TOKENIZER.encode_stories(['Once upon a time. ' * 6] * 9000), 9000)  # takes long
+    before = sorted(tmp_path.rglob('*'))
+    process = Started(ROOT / 'export.py', '--checkpoint=best.pt', '--to=exported', cwd=tmp_path)
+    children = []
+    while not children and not process.ended():
+        time.sleep(0.01)
+        children = [pid for path in Path(f'/proc/{process.pid}/task').glob('*/children')
+                    for pid in path.read_text().split()]
+    assert sorted(tmp_path.rglob('*')) != before
+    process.send(number)
+    status, out, err = process.finish(30)
+    assert status == 128 + number and not out and 'Traceback' not in err and 'exported' in err.splitlines()[-1], err
+    assert len(children) == 1 and not Path('/proc', *children).exists() and sorted(tmp_path.rglob('*')) == before
 
 
 # errors -----------------------------------------------------------------------
