@@ -14,7 +14,6 @@ import losses
 from nanoloss.tokenizer import END_OF_TEXT, Tokenizer, bytes_to_unicode, token_from_unicode
 
 NANOGPT_KEYS = {'model', 'optimizer', 'model_args', 'iter_num', 'best_val_loss', 'config'}
-OWN_KEYS = {'tokenizer', 'loss', 'activation', 'data'}
 NANOGPT_ARGS = {'n_layer', 'n_head', 'n_embd', 'block_size', 'bias', 'vocab_size', 'dropout'}
 GPT2_NAMES = 'gpt2', 'gpt2-medium', 'gpt2-large', 'gpt2-xl'
 GPT2_TOKENIZER = {'kind': 'gpt2', 'vocab_size': 50257}
@@ -34,7 +33,8 @@ TRANSPOSED = 'attn.c_attn.weight', 'attn.c_proj.weight', 'mlp.c_fc.weight', 'mlp
 
 def is_nanogpt(checkpoint):
     """Whether a loaded dict has nanoGPT's weights and none of the keys that only this project writes."""
-    return {'model', 'model_args'} <= checkpoint.keys() and not checkpoint.keys() & OWN_KEYS
+    own_keys = {'tokenizer', 'loss', 'activation', 'data'}
+    return {'model', 'model_args'} <= checkpoint.keys() and not checkpoint.keys() & own_keys
 
 
 def from_nanogpt(loaded):
@@ -266,7 +266,7 @@ def save_hugging_face_tokenizer(tokenizer, block_size, folder):
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=tokenizer.kind != 'byte')
     fast.decoder = decoders.ByteLevel()
     fast.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
-    fast.save(str(Path(folder) / 'tokenizer.json'))
+    (Path(folder) / 'tokenizer.json').write_text(fast.to_str(pretty=True), encoding='utf-8')
     # save_pretrained() of transformers 5 would name a class that transformers 4 does not have
     config = {'tokenizer_class': 'PreTrainedTokenizerFast', 'bos_token': END_OF_TEXT, 'eos_token': END_OF_TEXT,
               'model_max_length': block_size, 'clean_up_tokenization_spaces': False}
