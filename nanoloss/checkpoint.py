@@ -252,8 +252,8 @@ def match_dataset(path, tokenizer, dataset):
     Raises OSError or ValueError if there is no such data set, or if it has another tokenizer.
     """
     folder = dataloader.find_dataset(dataset)
-    has_meta = (folder / 'meta.json').exists()
-    meta = dataloader.read_meta(folder, tokenizer.vocab_size if tokenizer.kind == 'ids' and not has_meta else 0)
+    is_described = tokenizer.kind != 'ids' or dataloader.is_described(folder)
+    meta = dataloader.read_meta(folder, 0 if is_described else tokenizer.vocab_size)
     check_tokenizer(path, tokenizer, dataset, Tokenizer.for_dataset(folder, meta))
     return folder, meta
 

@@ -100,6 +100,13 @@ def read_meta(folder, vocab_size=0):
     return meta
 
 
+def is_described(folder):
+    """Return whether the folder has a meta.json that describes its tokens, intact or not."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return _read_json(Path(folder) / 'meta.json').keys() != {'checked'}
+    return True
+
+
 def _read_json(path):
     """Return the contents of meta.json. Without a file these are {'checked': {}}: no largest id is known."""
     if not path.exists():
