@@ -103,18 +103,15 @@ def head(loss, use_baseline=False, C=GPT2, N=4096, d=128):
     return work, N, 0
 
 
-def iteration(loss, shape, batch_size=16, C=GPT2, optimizer='adamw', use_baseline=False, linear_cross_entropy=False):
-    """A training iteration on random tokens: forward, backward, gradient clipping, optimizer.
-
-    linear_cross_entropy: the baseline uses PyTorch's own loss without full logits (torch 2.13), in chunks of 512 tokens.
-    """
+def iteration(loss, shape, batch_size=16, C=GPT2, optimizer='adamw', use_baseline=False):
+    """A training iteration on random tokens: forward, backward, gradient clipping, optimizer."""
     raw_model = new_model(C, shape)
     x, y = torch.randint(C, (2, batch_size, shape['block_size']), device=device)
     layers, d = shape['n_layer'], shape['n_embd']
     weights = 12 * layers * d * d + (C * d if loss != 'mse' else 0)  # mse needs no logits
     flops = 6 * weights + 12 * layers * d * shape['block_size']
     if use_baseline:
-        train_step = baseline.trainer(raw_model, loss, compiled=compile, linear_cross_entropy=linear_cross_entropy)
+        train_step = baseline.trainer(raw_model, loss, compiled=compile)
 
         def work():
             with autocast:
@@ -179,7 +176,7 @@ def pairs(task):
     ]
     if hasattr(F, 'linear_cross_entropy'):
         rows += [('cross_entropy: ours / torch linear_cross_entropy', partial(small, 'cross_entropy'),
-                  partial(other, 'cross_entropy', linear_cross_entropy=True), None)]
+                  partial(other, 'linear_cross_entropy'), None)]
     if on_gpu:
         large = partial(iteration, shape=GPU_124M)
         rows += [
@@ -192,7 +189,7 @@ def pairs(task):
         ]
         if hasattr(F, 'linear_cross_entropy'):
             rows += [('124 M, cross_entropy: ours / linear_cross_entropy', partial(large, 'cross_entropy'),
-                      partial(large, 'cross_entropy', use_baseline=True, linear_cross_entropy=True), None)]
+                      partial(large, 'linear_cross_entropy', use_baseline=True), None)]
     return rows
 
 
@@ -231,26 +228,27 @@ class Case:
 # On a CPU each case has a process of its own, which spawn starts by importing this file.
 
 def start_case(make):
-    global case
-    case = Case(make)
+    global own_case
+    own_case = Case(make)
 
 
 def run_round():
-    return case.run_round()
+    return own_case.run_round()
 
 
 def measure_pair(name, ours, other, target):
     """Run two cases alternately; return a row with medians of tokens/s and of the ratio of speeds, and peak memory."""
     with ExitStack() as stack:
-        if on_gpu:  # in one process: compiling takes longer than measuring, and the compiled code is shared
-            functions = [case.run_round for case in (Case(ours), Case(other))]
+        if on_gpu:  # in one process, because starting takes longer than measuring
+            torch.compiler.reset()  # otherwise shapes of earlier rows would be compiled as symbols
+            measure_round = [Case(ours).run_round, Case(other).run_round]
         else:
-            context, functions = multiprocessing.get_context('spawn'), []
+            context, measure_round = multiprocessing.get_context('spawn'), []
             for make in (ours, other):
                 pool = stack.enter_context(ProcessPoolExecutor(1, context, start_case, (make,)))
                 pool.submit(bool).result()  # wait for the warm-up, so that it does not disturb the other process
-                functions.append(lambda pool=pool: pool.submit(run_round).result())
-        results = [[function() for function in functions] for _ in range(rounds)]
+                measure_round.append(lambda pool=pool: pool.submit(run_round).result())
+        results = [[measure() for measure in measure_round] for _ in range(rounds)]
     rates, model_flops, memory = np.array(results).transpose(2, 1, 0)  # each (2, rounds)
     row = {'name': name, 'ours': median(rates[0]), 'other': median(rates[1]), 'ratio': median(rates[0] / rates[1]),
            'target': target, 'unit': 'tokens/s', 'ours_bytes': memory[0].max(), 'other_bytes': memory[1].max(),

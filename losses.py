@@ -127,6 +127,9 @@ def reported_scale(loss, C):
 
 # the mean loss and its gradients without N x C logits -------------------------
 
+FLOAT16_SCALE = 2.0**10  # float16 rounds gradients below 3e-8 to zero, so those of a GPU are computed times this
+
+
 def mean_loss(loss, hidden, weight, targets, C, compiled=False):
     """Return the mean of `loss` over all tokens, differentiable in hidden and weight.
 
@@ -136,15 +139,15 @@ def mean_loss(loss, hidden, weight, targets, C, compiled=False):
     """
     hidden, targets = hidden.reshape(-1, hidden.size(-1)), targets.reshape(-1)
     if not isinstance(loss, LossCoefficients):
-        total = _ChunkedLoss.apply(hidden, weight, targets, C, _custom_with_grad(loss))
+        total = _ChunkedLoss.apply(hidden, weight, targets, C, _custom_with_grad(loss), 1.0)
     elif compiled and loss.c:  # the logits exist, so the quadratic form costs nothing
-        with_grad = functools.partial(_family_with_grad, coefficients=_as_tensor(loss, weight.dtype, hidden.device))
-        total = _ChunkedLoss.apply(hidden, weight, targets, C, with_grad)
+        with_grad = functools.partial(_family_with_grad, coefficients=_as_tensor(loss, hidden.device))
+        total = _ChunkedLoss.apply(hidden, weight, targets, C, with_grad, FLOAT16_SCALE)
     else:
         total = 0.0
         if loss.c:
             with_grad = functools.partial(_cross_entropy_with_grad, z=loss.z / loss.c)
-            total = loss.c * _ChunkedLoss.apply(hidden, weight, targets, C, with_grad)
+            total = loss.c * _ChunkedLoss.apply(hidden, weight, targets, C, with_grad, FLOAT16_SCALE)
         if any(loss[1:6]):
             total = total + quadratic_term(loss, hidden, weight, targets, C).sum()
     return total / len(targets)
@@ -197,21 +200,22 @@ class _ChunkedLoss(torch.autograd.Function):
     Gradients are computed in the forward pass while the logits of the chunk exist, so there are never more than
     `chunk_rows` rows of logits. per_token(logits (n, rows of weight), targets (n,), C, scale) returns the losses (n,) and
     `scale` times their gradient in the shape and dtype of the logits, zero from column C on. It computes in float32 and
-    may overwrite the logits.
+    may overwrite the logits. float16_scale is the scale in float16 on a GPU.
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, C, per_token):
+    def forward(ctx, hidden, weight, targets, C, per_token, float16_scale):
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-        # float16 rounds gradients below 3e-8 to zero; on a GPU their products are float32 and do not overflow
-        scale = 2.0**10 if dtype == torch.float16 and device == 'cuda' else 1.0
+        keep_float32 = device == 'cuda' and dtype != weight.dtype  # for products of factors in half precision
+        scale = float16_scale if keep_float32 and dtype == torch.float16 else 1.0
         with torch.autocast(device, enabled=False):
             h, W = hidden.to(dtype), weight.to(dtype)
             grad_h = torch.empty_like(hidden)
-            grad_W = weight.new_zeros(weight.shape[::-1]).T  # transposed: faster with oneDNN, no slower with MKL
-            if device == 'cuda' and dtype != weight.dtype:
+            if keep_float32:
                 grad_W = torch.empty_like(weight)
+            else:  # transposed: faster with oneDNN, no slower with MKL
+                grad_W = weight.new_zeros(weight.shape[::-1]).T
             total = torch.zeros((), dtype=_at_least_float32(hidden[:0]).dtype, device=hidden.device)
             n_chunks = math.ceil(len(h) / chunk_rows(C, hidden.device))
             rows = math.ceil(len(h) / n_chunks)
@@ -219,14 +223,15 @@ class _ChunkedLoss(torch.autograd.Function):
                 chunk = slice(i, i + rows)
                 losses, grad = per_token(h[chunk] @ W.T, targets[chunk], C, scale)
                 total += losses.sum()
-                if dtype == weight.dtype:
-                    grad_h[chunk] = grad @ W
-                    grad_W.T.addmm_(h[chunk].T, grad)
-                elif device == 'cuda':  # without rounding the products to half precision
+                if keep_float32:
                     grad_h[chunk] = torch.mm(grad, W, out_dtype=torch.float32)
-                    torch.addmm(grad_W, grad.T, h[chunk], beta=min(i, 1), out_dtype=torch.float32, out=grad_W)
+                    beta = 0 if i == 0 else 1  # at first, grad_W is not initialized
+                    torch.addmm(grad_W, grad.T, h[chunk], beta=beta, out_dtype=torch.float32, out=grad_W)
+                    continue
+                grad_h[chunk] = grad @ W
+                if dtype == weight.dtype:
+                    grad_W.T.addmm_(h[chunk].T, grad)
                 else:
-                    grad_h[chunk] = grad @ W
                     grad_W += (h[chunk].T @ grad).T
         ctx.grads, ctx.scale = (grad_h, grad_W), scale
         return total
@@ -238,7 +243,7 @@ class _ChunkedLoss(torch.autograd.Function):
             raise RuntimeError('mean_loss supports one backward pass: its gradients are scaled in place')
         (grad_h, grad_W), ctx.grads = ctx.grads, None
         grad = grad / ctx.scale
-        return grad_h.mul_(grad), grad_W.mul_(grad), None, None, None
+        return grad_h.mul_(grad), grad_W.mul_(grad), None, None, None, None
 
 
 def _cross_entropy_with_grad(logits, targets, C, scale, z=0.0):
@@ -258,8 +263,11 @@ def _cross_entropy_with_grad(logits, targets, C, scale, z=0.0):
 
 
 @functools.lru_cache(maxsize=1)
-def _as_tensor(loss, dtype, device):
-    return torch.tensor(loss, dtype=dtype, device=device)  # as numbers, a schedule would compile the function again
+def _as_tensor(loss, device):
+    # as numbers, they would compile the function again in each iteration of a schedule; float64, where there is one,
+    # does not change the dtype of a result, since they have no dimension
+    coefficients = torch.tensor(loss, dtype=torch.float32 if device.type == 'mps' else torch.float64)
+    return coefficients.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else coefficients.to(device)
 
 
 def _family_with_grad(logits, targets, C, scale, coefficients):
@@ -319,12 +327,14 @@ def _custom_with_grad(loss):
 def chunk_rows(C, device):
     """Return the number of tokens whose logits exist at a time, at least 256, since the matmul is slow for fewer.
 
-    Their float32 logits take 8 MB on a CPU, which fit its cache, and 1/64 of the memory of a CUDA GPU.
+    Their float32 logits take 8 MB on a CPU, which fit its cache, and at most 1/64 of the memory of a CUDA GPU, where a
+    power of two divides the usual batches into chunks of one shape.
     """
     if device.type == 'cpu':
         budget = 2**23
     elif device.type == 'cuda':
-        budget = torch.cuda.get_device_properties(device).total_memory // 64
+        rows = torch.cuda.get_device_properties(device).total_memory // 64 // (4 * C)
+        return max(256, 2**(rows.bit_length() - 1))
     else:
         budget = 2**28
     return max(256, budget // (4 * C))

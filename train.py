@@ -203,7 +203,7 @@ def estimate_loss(loss_fn):
     """Return means over the fixed windows of val.bin: (training objective, nats per token through the link)."""
     dataloader.check_unchanged(data.train, data.val)
     model.eval()
-    sums = torch.zeros(len(val_batches), 2, dtype=torch.float64)  # one row per batch: the sum is the same for any ranks
+    sums = torch.zeros(len(val_batches), 2, dtype=torch.float64)  # one row per batch, whichever rank computes it
     for i in range(distributed.rank, len(val_batches), distributed.world_size):
         starts = np.resize(val_batches[i], local_batch_size)  # fills the last batch, so that only one shape is compiled
         x, y = dataloader.load_windows(data.val, starts, block_size, device)

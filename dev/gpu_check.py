@@ -1,7 +1,7 @@
 """Check this project on a GPU: tests, speed, and real training. Takes about eight minutes on an H100.
 
     python dev/gpu_check.py
-    python dev/gpu_check.py --smoke=True    the same steps on any device, with the smallest models, in a minute
+    python dev/gpu_check.py --smoke=True    the same steps on any device, with the smallest models
 
 Prints one table and writes result.json and the log of each step to --out_dir.
 """
@@ -18,6 +18,7 @@ tests = True                # run the tests marked cuda
 smoke = False               # small models, on any device
 configure(globals(), rules=["out_dir != ''", 'seconds > 0', 'rounds >= 1'])
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -33,6 +34,8 @@ from nanoloss.paths import ROOT
 if not torch.cuda.is_available() and not smoke:
     fail('dev/gpu_check.py found no CUDA GPU; --smoke=True checks the steps themselves on a CPU')
 folder = Path(out_dir).resolve()
+if folder.exists() and any(folder.iterdir()) and not (folder / 'result.json').exists():
+    fail(f'--out_dir={out_dir} holds other files; pass a new folder, or one of an earlier check, which is replaced')
 shutil.rmtree(folder, ignore_errors=True)
 folder.mkdir(parents=True)
 start = time.perf_counter()
@@ -50,7 +53,11 @@ def run(name, *command, stop=None):
                                    env=os.environ | ({'OMP_NUM_THREADS': '1'} if smoke else {}))
         if stop:
             stop(process)
-        status = process.wait()
+        try:
+            status = process.wait(timeout=600)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            status = process.wait()
         out.seek(0)
         output = out.read()
     ok = status in (0, 143)  # 143: ended by SIGTERM, checkpoint saved
@@ -94,7 +101,8 @@ def train(loss, data):
     def stop(process):
         while process.poll() is None and not losses():
             time.sleep(0.2)
-        time.sleep(seconds)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it may fail sooner
+            process.wait(timeout=seconds)
         process.terminate()
     run(f'train-{loss}', *flags, stop=stop)
     log = losses()

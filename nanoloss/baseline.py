@@ -25,18 +25,18 @@ def loss(name, logits, targets):
     raise ValueError(f'the baseline has no loss {name!r}')
 
 
-def trainer(model, name, learning_rate=1e-3, compiled=False, linear_cross_entropy=False):
+def trainer(model, name, learning_rate=1e-3, compiled=False):
     """Return a function (x, y, learning_rate) -> loss that runs one iteration on token ids x and y (B, T).
 
-    linear_cross_entropy: compute cross-entropy by PyTorch's function of that name (2.13), in chunks of 512 tokens.
+    name: a loss of loss(), or 'linear_cross_entropy' for PyTorch's own without full logits (2.13), in chunks of 512.
     """
     def forward(x, y):
-        if linear_cross_entropy:
+        if name == 'linear_cross_entropy':
             options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=512)
             return F.linear_cross_entropy(model(x).flatten(0, 1), model.lm_head.weight, y.flatten(), options=options)
         return loss(name, model.lm_head(model(x)).flatten(0, 1), y.flatten())
     if compiled:
-        forward = torch.compile(forward)
+        forward = torch.compile(forward, dynamic=False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.1,
                                   fused=True if next(model.parameters()).is_cuda else None)  # as in nanoGPT
 

@@ -295,9 +295,11 @@ def load_windows(tokens, starts, block_size, device):
 
     To a CUDA device they are copied asynchronously, in one block of pinned memory.
     """
-    windows = torch.from_numpy(read_windows(tokens, starts, block_size)[0].base)
-    windows = windows.pin_memory().to(device, non_blocking=True) if device.startswith('cuda') else windows.to(device)
-    return windows[:, :-1], windows[:, 1:]
+    pair = read_windows(tokens, starts, block_size)
+    if device.startswith('cuda'):
+        windows = torch.from_numpy(pair[0].base).pin_memory().to(device, non_blocking=True)
+        return windows[:, :-1], windows[:, 1:]
+    return tuple(torch.from_numpy(x).to(device) for x in pair)
 
 
 def story_bounds(tokens, eot):

@@ -7,6 +7,7 @@ import stat
 import zipfile
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 
 import losses
 from model import GPT, GPTConfig
-from nanoloss.checkpoint import (all_finite, crop_vocab, describe_model, init_model, load_checkpoint, restore_model,
-                                 restore_optimizer, save_checkpoint)
+from nanoloss import dataloader
+from nanoloss.checkpoint import (all_finite, crop_vocab, describe_model, init_model, load_checkpoint, match_dataset,
+                                 restore_model, restore_optimizer, save_checkpoint)
 from nanoloss.optim import make_optimizer
 from nanoloss.tokenizer import Tokenizer
 
@@ -609,3 +611,15 @@ def test_random_parts(tmp_path):
         torch.save(whole | {key: value}, path)
         try_to_restore(path)
     check()
+
+
+def test_dataset_of_bins_without_a_tokenizer(tmp_path):
+    """Bins of ids are opened with the checkpoint's vocabulary, also after their largest id was written to meta.json."""
+    for split in ('train', 'val'):
+        np.arange(90, dtype='<u2').tofile(tmp_path / f'{split}.bin')
+        os.utime(tmp_path / f'{split}.bin', (0, 0))  # old enough for its largest id to be remembered
+    for _ in range(2):
+        _, meta = match_dataset('ckpt.pt', Tokenizer('ids', size=100), str(tmp_path))
+        assert meta['vocab_size'] == 100 and meta['tokenizer'] == 'ids'
+        dataloader.open_bin(tmp_path, 'val', meta)
+        assert (tmp_path / 'meta.json').exists()

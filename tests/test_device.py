@@ -1,5 +1,6 @@
 """The choice of device, dtype and compilation, and the check of a device."""
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ def test_auto():
 
 
 def test_requested():
-    """A requested dtype is the dtype of a matrix product under the context; --compile=True or False is obeyed."""
+    """A requested dtype is the dtype of a matrix product under the context; --compile=False is obeyed."""
     name, dtype, autocast, _ = device.choose_device('cpu', 'bfloat16')
     with autocast:
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
@@ -50,15 +51,15 @@ def test_compiler_that_does_not_work(setting, monkeypatch):
 @NO_CUDA
 def test_gpu_that_pytorch_cannot_use(monkeypatch):
     """auto does not fall back to the CPU on a machine whose NVIDIA GPU PyTorch cannot use; --device=cpu does."""
+    gpus = 'GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-0)'
     monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: False)
-    monkeypatch.setattr(device.shutil, 'which', lambda name: '/usr/bin/nvidia-smi')
+    monkeypatch.setattr(device.subprocess, 'run', lambda *args, **options: SimpleNamespace(stdout=gpus))
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    monkeypatch.setattr(torch.backends.cuda, 'is_built', lambda: False)
     with pytest.raises(ValueError, match='--device=cpu'):
         device.choose_device('auto')
     assert device.choose_device('cpu')[0] == 'cpu'
     monkeypatch.setattr(torch.backends.cuda, 'is_built', lambda: True)
-    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
-    assert device.choose_device('auto')[0] == 'cpu'
-    monkeypatch.delenv('CUDA_VISIBLE_DEVICES')
 
     def init():
         raise RuntimeError('The NVIDIA driver on your system is too old (found version 11040). Please update')
@@ -66,6 +67,12 @@ def test_gpu_that_pytorch_cannot_use(monkeypatch):
     with pytest.raises(ValueError, match='11040') as e:
         device.choose_device('auto')
     assert '\n' not in str(e.value)
+    for hidden in ('', '-1'):
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', hidden)
+        assert device.choose_device('auto')[0] == 'cpu'
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES')
+    gpus = 'NVIDIA-SMI has failed because it could not communicate with the driver'
+    assert device.choose_device('auto')[0] == 'cpu'
 
 
 LOSS = {'cross_entropy': losses.cross_entropy, 'mse': losses.mse, 'squentropy': losses.squentropy}
@@ -78,6 +85,16 @@ def test_device_that_computes_correctly(name):
     for dtype in ('float32', 'bfloat16'):
         _, _, autocast, _ = device.choose_device('cpu', dtype)
         device.compare_with_cpu('cpu', dtype, autocast, CONFIG, LOSS[name])
+
+
+def test_custom_losses_are_checked():
+    """A custom loss may know the number of classes, and its gradient may be zero."""
+    class_weights = torch.rand(CONFIG.vocab_size)
+
+    def weighted(logits, targets):
+        return torch.nn.functional.cross_entropy(logits, targets, class_weights, reduction='none')
+    for loss in (weighted, lambda logits, targets: 0 * logits[:, 0]):
+        device.compare_with_cpu('cpu', 'float32', nullcontext(), CONFIG, lambda C: loss)
 
 
 @pytest.mark.parametrize('wrong', ['gelu', 'layer_norm', 'nan'])

@@ -115,6 +115,14 @@ def test_same_run_with_more_processes(train, tmp_path):
         assert sorted(os.listdir(tmp_path / f'run{n}')) == ['best.pt', 'ckpt.pt', 'lock', 'metrics.jsonl']
 
 
+def test_muon_is_shared(train, tmp_path):
+    """Two processes, each of which orthogonalizes half of the matrices, have the losses of one."""
+    for n in (1, 2):
+        statuses, _, err = train(n, f'run{n}', '--optimizer=muon', '--max_iters=12')
+        assert statuses == [0] * n, err
+    assert losses(tmp_path / 'run2') == pytest.approx(losses(tmp_path / 'run1'), rel=1e-3)  # Muon rounds to bfloat16
+
+
 def test_resume_with_another_number(train, tmp_path):
     """1 process, resumed with 2, resumed with 1, is the run of one process."""
     assert train(1, 'whole')[0] == [0]
@@ -126,7 +134,7 @@ def test_resume_with_another_number(train, tmp_path):
 
 
 def test_evaluation_is_shared(train, start, tmp_path):
-    """The validation loss and evaluate.py's result are the same to the last bit with any number of processes."""
+    """The printed validation loss and the bits of evaluate.py's result are the same for any number of processes."""
     assert train(1, 'run', '--max_iters=10')[0] == [0]
     lines = set()
     for n in (1, 3):
