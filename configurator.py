@@ -4,10 +4,12 @@
 
 Later arguments override earlier ones. A config file is Python that assigns to settings. It sees their current values
 (n_embd = 64 * n_head) and can start from a config file in its folder (from train_tinystories_30m import *). Names of
-helper variables start with _. Unlike in nanoGPT, names and types are checked and all mistakes are reported together.
+helper variables start with _. A text that starts with ~ is a path in the home folder. Unlike in nanoGPT, names and
+types are checked and all mistakes are reported together.
 """
 import ast
 import difflib
+import importlib
 import os
 import re
 import sys
@@ -55,6 +57,8 @@ def configure(settings, rules=(), applies=(), argv=None, also=''):
 
     def assign(where, name, value, found, dashes=''):
         kind = type(defaults.get(name))
+        if type(value) is bool and kind is str and any(name in str(r) and repr(str(value)) in str(r) for r in rules):
+            value = str(value)  # compile = False, as in nanoGPT's configs, for a setting with the choice 'False'
         coerced = coerce(value, kind)
         if name not in defaults:
             near = difflib.get_close_matches(name.lower().replace('-', '_'), defaults, 1)
@@ -105,6 +109,8 @@ def configure(settings, rules=(), applies=(), argv=None, also=''):
     errors += broken_rules(rules, values, unsure)
     if errors:
         fail(*errors, status=2)
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = report_missing_package
     settings.update((name, values[name]) for name in own)
     return values
 
@@ -148,6 +154,23 @@ def fail_on(*errors):
         fail(e)
 
 
+def require(*packages):
+    """Import packages that a script needs only later, so that a missing one is reported before the work is done."""
+    for name in packages:
+        importlib.import_module(name)
+
+
+def report_missing_package(kind, error, traceback):
+    """The excepthook: one line for a package that is not installed, the traceback for the rest."""
+    package = error.name.partition('.')[0] if issubclass(kind, ModuleNotFoundError) and error.name else None
+    if not package or sys.modules.get(package):  # a missing module of an installed package is a bug
+        return sys.__excepthook__(kind, error, traceback)
+    try:
+        fail(f'the package {package} is not installed; run: pip install {package}')
+    except SystemExit:
+        pass  # Python exits with status 1 after the excepthook
+
+
 def printable(text):
     """The text on one line, with ? for characters that could control the terminal."""
     return ''.join(c if c.isprintable() else '?' for c in ' '.join(str(text).splitlines()))
@@ -173,7 +196,10 @@ def broken_rules(rules, values, unsure=()):
 
 
 def coerce(value, kind):
-    """The value as a setting of type kind, or None if it is not one. Ints are accepted as floats."""
+    """The value as a setting of type kind, or None if it is not one.
+
+    Ints are accepted as floats. In a text, ~ at the start (or after FILE:) becomes the home folder.
+    """
     if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
         value = float(value)
     if (type(value) is not kind  # isinstance would accept a bool as an int
@@ -181,6 +207,9 @@ def coerce(value, kind):
             or kind is float and not abs(value) <= sys.float_info.max  # inf or nan
             or kind is str and re.search('[\0\ud800-\udc7f\udd00-\udfff]', value)):  # not possible in a path
         return None
+    if kind is str:
+        prefix = 'FILE:' if value.startswith('FILE:') else ''
+        value = prefix + os.path.expanduser(value.removeprefix(prefix))
     return value
 
 

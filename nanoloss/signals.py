@@ -15,7 +15,7 @@ import sys
 
 from tqdm import tqdm
 
-from configurator import fail, printable
+from configurator import fail, printable, report_missing_package
 
 stop_signal = 0         # number of the signal that asked the run to stop; 0 = none
 save_requested = False  # whether SIGUSR1 asked for a checkpoint
@@ -104,7 +104,7 @@ def print_error(kind, error, traceback):
     elif issubclass(kind, OSError):
         message = str(error)
     else:
-        return sys.__excepthook__(kind, error, traceback)
+        return report_missing_package(kind, error, traceback)
     wandb = sys.modules.get('wandb')
     if wandb and getattr(wandb, 'run', None):
         wandb.finish(exit_code=1)

@@ -223,6 +223,29 @@ def test_coerce():
         assert coerced == expected and type(coerced) is type(expected), (value, kind)
 
 
+@pytest.mark.parametrize('text, expected', [
+    ('~/a', '/home/me/a'), ('~', '/home/me'), ('FILE:~/a.txt', 'FILE:/home/me/a.txt'), ('a/~/b', 'a/~/b'),
+    ('a~', 'a~'), ('FILE:a', 'FILE:a'), ('~no_such_user_/a', '~no_such_user_/a'), ('', '')])
+def test_home_folder(monkeypatch, text, expected):
+    """~ at the start of a text is the home folder, in flags and config files alike."""
+    monkeypatch.setenv('HOME', '/home/me')
+    monkeypatch.setenv('USERPROFILE', '/home/me')
+    assert run(f'--out_dir={text}')['out_dir'] == run('--out_dir', text)['out_dir'] == expected
+    assert run(write('a.py', f'out_dir = {text!r}\n'))['out_dir'] == expected
+    assert run(write('a.py', 'loss = out_dir\n'), f'--out_dir={text}')['loss'] == 'out'
+
+
+def test_booleans_for_a_text_with_such_choices(capsys):
+    """compile = False in a config file stands for the choice 'False'; a text without it takes no boolean."""
+    rules = ["loss in ('auto', 'True')", ("out_dir in ('out', 'True', 'False')", 'choose')]
+    for value in (True, False):
+        assert run(write('a.py', f'out_dir = {value}\n'), '--loss=auto', rules=rules)['out_dir'] == str(value)
+    assert run(write('a.py', 'loss = True\n'), rules=rules)['loss'] == 'True'
+    for source in ('loss = False\n', 'schedule = True\n', 'out_dir = 1\n'):
+        line = refused_once(capsys, '--loss=auto', write('a.py', source), rules=rules)
+        assert line.startswith('a.py:1: ' + source.split()[0])
+
+
 # mistakes ------------------------------------------------------------
 
 def test_all_mistakes_at_once(capsys):
@@ -652,6 +675,23 @@ def test_fail(capsys, monkeypatch):
     assert failed('a', status=2) == 'error: a\n'
 
 
+@pytest.mark.parametrize('code, missing', [
+    ('import absent.part', 'absent'), ('import half', 'absent'), ('require("os", "absent")', 'absent'),
+    ('import config.part', None), ('raise ModuleNotFoundError("x")', None), ('raise ImportError("x", name="absent")', None)])
+def test_missing_package(script, tmp_path, code, missing):
+    """A package that is not installed is one line with its name and the pip command; other errors keep the traceback,
+    also that of a missing module in a package that exists."""
+    write(tmp_path / 'half.py', 'import absent')
+    write(tmp_path / 'config/__init__.py', '')
+    script.write_text(SCRIPT.replace('import a_module_that_is_heavy', f'from configurator import require\n{code}'))
+    done = process(script)
+    assert done.returncode == 1
+    if missing:
+        assert done.stderr.count('\n') == 1 and f'pip install {missing}' in done.stderr
+    else:
+        assert done.stderr.startswith('Traceback') and 'pip' not in done.stderr
+
+
 def test_printable():
     """Line breaks become spaces and control characters question marks; other text stays."""
     assert printable('a\nb\x1b[31mé🎉') == 'a b?[31mé🎉'
@@ -689,7 +729,7 @@ def start(tmp_path):
     return start
 
 
-TEXT = st.text(st.characters(exclude_categories=['Cs'])).filter(lambda text: '\0' not in text)
+TEXT = st.text(st.characters(exclude_categories=['Cs'])).filter(lambda text: '\0' not in text and text[:1] != '~')
 VALUES = {'whole': st.integers(-2**53 + 1, 10**6 - 1), 'flag': st.booleans(), 'name': TEXT,
           'part': st.floats(allow_nan=False, allow_infinity=False)}
 
