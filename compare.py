@@ -12,12 +12,14 @@ file (--each). Config files and flags of train.py on the command line override i
 of the losses does not take is refused. Settings after a loss override both. Differences to the first loss are reported
 with confidence intervals over seeds.
 
+Data without a tokenizer has no stories: it is scored in consecutive blocks of block_size tokens.
+
 Running the same command again resumes a study and keeps finished runs. Losses and seeds can be added later; the report
 covers all runs that were evaluated.
 """
 import sys
 
-from configurator import configure, fail, fail_on, printable, read_settings
+from configurator import configure, fail, fail_on, printable, read_settings, require
 
 name = 'comparison'         # the report is written to results/<name>, the runs to results/<name>/runs
 losses = 'cross_entropy,squentropy,mse' # [name=]loss[:key=value...], separated by commas; the first is the baseline
@@ -67,6 +69,7 @@ from filelock import FileLock, Timeout
 from nanoloss.signals import install_excepthook, log_line
 
 install_excepthook('lower --batch_size')
+require('matplotlib', 'scipy')  # for the report
 
 import numpy as np
 
@@ -129,15 +132,23 @@ def check_loss(loss):
 
 
 def describe_data(settings):
-    """Return (the training data in words, {split: fingerprint}). Exits if the data set cannot be used."""
+    """Return (the training data in words, {split: fingerprint}, whether it has no stories, only blocks).
+
+    Exits if the data set cannot be used.
+    """
     from nanoloss import dataloader  # imports torch
+    from nanoloss.tokenizer import Tokenizer
     with fail_on(OSError, ValueError):
         folder = dataloader.find_dataset(settings['dataset'])
         meta = dataloader.read_meta(folder, settings['vocab_size'])
         fingerprints = {part: dataloader.fingerprint(dataloader.open_bin(folder, part, meta))
                         for part in ('train', 'val', split)}
         tokens = dataloader.open_bin(folder, 'train', meta, settings['block_size'], settings['train_tokens'])
-    return f'{meta["source"] if meta else folder}; {len(tokens):,} training tokens', fingerprints
+        tokenizer = Tokenizer.for_dataset(folder, meta)
+        if num_samples:
+            tokenizer.encode('')  # GPT-2's encoding may need a download
+    words = f'{meta["source"] if meta else folder}; {len(tokens):,} training tokens'
+    return words, fingerprints, tokenizer.eot is None
 
 
 def read_budget():
@@ -239,31 +250,31 @@ def run_script(script, arm, seed, flags):
     return stdout
 
 
-def evaluate(arm, seed):
-    """Evaluate a run unless this was done before. Returns (JSON of evaluate.py, its arrays)."""
+def evaluate(arm, seed, blocks):
+    """Evaluate a run, by stories or by blocks, unless this was done before. Returns (JSON of evaluate.py, its arrays)."""
     result, arrays = run_folder(arm, seed) / f'{split}.json', run_folder(arm, seed) / f'{split}.npz'
     if not result.exists():
-        flags = [f'--split={split}', '--json=True', f'--arrays={arrays}', '--bootstrap=99']
+        flags = [f'--split={split}', '--json=True', f'--arrays={arrays}', '--bootstrap=99', f'--blocks={blocks}']
         write_text(result, run_script('evaluate.py', arm, seed, flags))
     return json.loads(result.read_text()), np.load(arrays)
 
 
-def run(arm, settings, seed):
+def run(arm, settings, seed, blocks):
     """Train and evaluate. Returns the outcome as text."""
     if launcher.STOPPING.is_set():
         raise SystemExit(128 + signal.SIGINT)
     if not train(arm, settings, seed):
         return 'diverged'
-    result, _ = evaluate(arm, seed)
+    result, _ = evaluate(arm, seed, blocks)
     return f'{result["readouts"][readout]["nats"]:.4f} nats per token'
 
 
-def run_all(arms):
+def run_all(arms, blocks):
     started = time.time()
     with ThreadPoolExecutor(jobs) as pool:
         pairs = [(arm, seed) for seed in range(first_seed, first_seed + seeds) for arm in arms]
         kept = sum(is_scored(arm, seed) for arm, seed in pairs)  # these take no time
-        futures = {pool.submit(run, arm, arms[arm], seed): (arm, seed) for arm, seed in pairs}
+        futures = {pool.submit(run, arm, arms[arm], seed, blocks): (arm, seed) for arm, seed in pairs}
         try:
             for finished, future in enumerate(as_completed(futures), 1):
                 arm, seed = futures[future]
@@ -280,10 +291,11 @@ def run_all(arms):
 
 # the report, of all runs of the study that were evaluated ---------------------
 
-def report(plan, data):
+def report(plan, data, blocks):
     """Write table.md, results.json, the figures and stories.md. data: the training data, in words."""
     diverged = {arm: sum(has_diverged(arm, seed) for seed in plan['seeds']) for arm in plan['settings']}
-    scores = {arm: {seed: evaluate(arm, seed) for seed in plan['seeds'] if is_scored(arm, seed)} for arm in diverged}
+    scores = {arm: {seed: evaluate(arm, seed, blocks) for seed in plan['seeds'] if is_scored(arm, seed)}
+              for arm in diverged}
     scores = {arm: runs for arm, runs in scores.items() if runs or diverged[arm]}  # the others have the other split
     if not any(scores.values()):
         fail(f'--name={name}: all runs diverged; lower --learning_rate and pass another --name')
@@ -298,7 +310,7 @@ def report(plan, data):
         'runs': {arm: {str(seed): result for seed, (result, _) in runs.items()} for arm, runs in scores.items()},
     }, indent=1))
     study_report.draw_figures(FOLDER, SUFFIX, scores, logs, differences, readout)
-    if num_samples:
+    if num_samples and not blocks:
         seed = plan['seeds'][0]
         flags = [f'--num_samples={num_samples}', f'--start={start}', '--max_new_tokens=200']
         stories = {arm: run_script('sample.py', arm, seed, flags).split('\n' + '-' * 79 + '\n')[:num_samples]
@@ -307,7 +319,7 @@ def report(plan, data):
     for line in table.splitlines():
         log_line(line)
     log_line(f'wrote the report to {FOLDER}: table{SUFFIX}.md, results{SUFFIX}.json, figures' +
-             (', stories.md' if num_samples else ''))
+             (', stories.md' if num_samples and not blocks else ''))
 
 
 # the study --------------------------------------------------------------------
@@ -344,7 +356,11 @@ def main():
     if budget:
         read_budget()  # a mistake in it must not wait for the data
     arms = read_arms()
-    data, fingerprints = describe_data(next(iter(arms.values())))
+    first = next(iter(arms.values()))
+    data, fingerprints, blocks = describe_data(first)
+    if blocks and any(settings['block_size'] != first['block_size'] for settings in arms.values()):
+        fail(f'--losses={losses}: found different values of block_size; data without a tokenizer is scored in blocks '
+             'of block_size, so use the same one', status=2)
     try:
         (FOLDER / 'runs').mkdir(parents=True, exist_ok=True)
         lock = FileLock(FOLDER / 'lock', timeout=0)
@@ -358,15 +374,18 @@ def main():
     if budget:
         iters = iterations(arms, *read_budget())
         arms = {arm: {**settings, 'max_iters': iters[arm]} for arm, settings in arms.items()}
+    if blocks:
+        log_line(f'{data}; no tokenizer: scored in blocks of {first["block_size"]} tokens, no stories.md')
     plan = merge_plan({
-        'declared': {'readout': readout, 'margin': margin, 'evaluations': evaluations},
+        'declared': {'readout': readout, 'margin': margin, 'evaluations': evaluations,
+                     **({'block_size': first['block_size']} if blocks else {})},
         'settings': {arm: {key: value for key, value in settings.items() if key == 'loss' or key not in FIXED}
                      for arm, settings in arms.items()},
         'seeds': list(range(first_seed, first_seed + seeds)),
         'data': fingerprints,
     })
-    run_all(arms)
-    report(plan, data)
+    run_all(arms, blocks)
+    report(plan, data, blocks)
 
 
 main()

@@ -4,7 +4,7 @@
     python evaluate.py --checkpoint=out/mse/best.pt --split=test --json=True
     python evaluate.py --checkpoint=out/mse/best.pt --compare=out/squentropy/best.pt --plots=plots
 """
-from configurator import configure, fail
+from configurator import configure, fail, require
 
 # checkpoint and data ----------------------------------------------------------
 checkpoint = ''             # checkpoint file; '' = best.pt or else ckpt.pt of out_dir
@@ -72,6 +72,8 @@ def load_run(path):
     if tokenizer.eot is None and (not blocks or per_byte):
         raise ValueError(f'{path} was trained on token ids without a tokenizer, so story bounds and text lengths are '
                          'unknown; use --blocks=True without --per_byte')
+    if not meta:
+        tokenizer.encode('')  # GPT-2's encoding counts the bytes after scoring, and may need a download
     block_size = model.config.block_size
     if stride > block_size:
         raise ValueError(f'--stride={stride} exceeds block_size={block_size} of {path}, which would skip tokens; '
@@ -214,6 +216,7 @@ try:
         check_comparable(*runs)
     # before scoring, which can take hours
     if plots:
+        require('matplotlib')
         try:
             os.makedirs(plots, exist_ok=True)
         except OSError as e:
@@ -251,7 +254,7 @@ if arrays:
 if plots:
     try:
         evaluation_report.draw_figures(plots, [run.result for run in runs], [run.figures for run in runs])
-    except (OSError, ImportError) as e:
+    except OSError as e:
         fail(f'--plots={plots}: {e}')
 if json:
     print(evaluation_report.format_json(result))

@@ -8,7 +8,7 @@ defines what is searched (see config/space_default.py). The objective is nats pe
 link of the loss at the end of a trial. To continue a search that was stopped or killed, run the same command
 again. Processes started with the same command share the trials.
 """
-from configurator import configure, fail, fail_on
+from configurator import configure, fail, fail_on, require
 
 study = 'studies/{loss}_{optimizer}' # folder for trials, tables and figures; its last part is the study's name
 trials = 40                 # number of finished trials, including those that are pruned or diverge
@@ -41,6 +41,7 @@ from nanoloss import signals
 
 signals.install_excepthook('use a smaller model or lower --batch_size')
 
+require('matplotlib')  # for the report
 import optuna
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend

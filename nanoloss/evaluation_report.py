@@ -136,7 +136,7 @@ def draw_figures(folder, results, figures):
         results: the result of each checkpoint.
         figures: for each checkpoint, a dict of the scored tokens (n,): 'position' in the story or block, from 1, and
             for each readout a dict with 'nats', 'confidence' and 'top1'.
-    Raises ImportError if matplotlib is not installed, OSError if a file cannot be written.
+    Raises OSError if a file cannot be written.
     """
     from nanoloss import plotting  # imports matplotlib
     names = [result['loss'] for result in results]

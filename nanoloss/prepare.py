@@ -20,7 +20,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from configurator import fail
+from configurator import fail, require
 from nanoloss.paths import DATA
 from nanoloss.readers import SEPARATOR, DataError, clean
 from nanoloss.tokenizer import Tokenizer, train_bpe
@@ -309,6 +309,7 @@ def prepare(load, source, out_dir, tokenizer, vocab_size=4096, bpe_megabytes=100
     out = Path(out_dir).resolve()
     start = time.time()
     try:
+        require(*{'bpe': ['tokenizers', 'tiktoken'], 'gpt2': ['tiktoken'], 'byte': []}[tokenizer])
         check_out_dir(out, source, overwrite)
         with workspace(out) as (folder, clear):
             sources = load()

@@ -6,6 +6,8 @@ The functions share these arguments:
         baseline.
     logs: {arm: {seed: [entry of metrics.jsonl, ...]}}
     readout: the declared readout, one of READOUTS
+
+Runs are scored by stories, or all by blocks if the data has no stories; result['mode'] says which.
 """
 import time
 
@@ -28,8 +30,8 @@ def paired_differences(scores, readout, bootstrap):
     Returns:
         {arm: {'seeds': number of pairs, measure: statistics.paired_t of the differences}}. Measures of
         CALIBRATED_MEASURES are differences to the baseline's calibrated readout. Further entries of a measure:
-        'crossed', the confidence interval over seeds and stories (nats, top1, brier, from two pairs on), and 'flip',
-        the p-value of a sign-flip test (from eight pairs on).
+        'crossed', the confidence interval over seeds and stories or blocks (nats, top1, brier, from two pairs on), and
+        'flip', the p-value of a sign-flip test (from eight pairs on).
     """
     base, *others = scores
     differences = {}
@@ -80,8 +82,19 @@ def describe_study(plan, scores, data, budget, jobs, split):
                     for result in results if result.get('environment')}
     note = ', NOT all the same' if len(environments) > 1 else ''
     return f'Data: {data}. Tokens per run: {per_run}. Runs in parallel: {jobs}. Date: {time.strftime("%Y-%m-%d")}. ' \
-           f'Evaluated: {results[0]["stories"]:,} stories, {results[0]["tokens"]:,} tokens of {split}.bin. ' \
+           f'Evaluated: {describe_units(results[0])}, {results[0]["tokens"]:,} tokens of {split}.bin. ' \
            f'Environment{note}: {"; ".join(sorted(environments)) or "not recorded"}.'
+
+
+def describe_units(result):
+    """'5,000 stories', or '20 blocks of 256 tokens that ignore story bounds'."""
+    blocks = f' of {result["block_size"]} tokens that ignore story bounds' if result['mode'] == 'blocks' else ''
+    return f'{result[result["mode"]]:,} {result["mode"]}{blocks}'
+
+
+def scoring_mode(scores):
+    """'stories' or 'blocks'."""
+    return next(result['mode'] for runs in scores.values() for result, _ in runs.values())
 
 
 def format_table(title, about, plan, scores, logs, diverged, differences):
@@ -110,14 +123,15 @@ def format_table(title, about, plan, scores, logs, diverged, differences):
         seconds = [max(entry['seconds'] for entry in logs[arm][seed]) for seed in runs]
         lines.append(row([*cells, f'{np.mean(seconds):.0f}' if seconds else '']))
     for arm, found in differences.items():
-        lines += ['', *difference_section(f'{arm} minus {next(iter(scores))}', found, plan['declared']['margin'])]
+        lines += ['', *difference_section(f'{arm} minus {next(iter(scores))}', found, plan['declared']['margin'],
+                                        scoring_mode(scores))]
     lines += ['', *settings_section({arm: plan['settings'][arm] for arm in scores})]
     return '\n'.join(lines) + '\n'
 
 
-def difference_section(title, found, margin):
+def difference_section(title, found, margin, mode):
     lines = [f'## {title}, {found["seeds"]} seeds', '',
-             *header(['', 'difference', '95 % interval over seeds (t)', 'p (t)', '95 % interval over seeds and stories',
+             *header(['', 'difference', '95 % interval over seeds (t)', 'p (t)', f'95 % interval over seeds and {mode}',
                       'minimum detectable difference (80 % power)'])]
     for measure, name in {**MEASURES, **CALIBRATED_MEASURES}.items():
         if measure not in found:
@@ -196,6 +210,8 @@ def draw_figures(folder, suffix, scores, logs, differences, readout):
     if differences:
         figures['differences'] = draw_differences(plotting, scores, differences, readout)
     for name, figure in figures.items():
+        if scoring_mode(scores) == 'blocks' and name != 'curves':
+            figure.suptitle(f'{figure.get_suptitle()} scored by blocks'.strip())
         plotting.save(figure, folder / f'{name}{suffix}.png')
 
 

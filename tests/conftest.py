@@ -2,6 +2,7 @@
 
 The tests of real text and of GPT-2's encoding read ../shared if it exists; otherwise they skip.
 """
+import ast
 import functools
 import json
 import os
@@ -110,6 +111,16 @@ def tiny_data(tmp_path_factory):
                          f'--out_dir={folder}')
     assert status == 0, err
     return folder
+
+
+def settings_of(script):
+    """Return the source of a script up to its call of configure: its settings and their checks, for a stand-in."""
+    head = ['from configurator import configure']
+    for node in ast.parse((ROOT / script).read_text(encoding='utf-8')).body:
+        if isinstance(node, ast.Assign | ast.Expr):
+            head.append(ast.unparse(node))
+            if 'configure(' in head[-1]:
+                return '\n'.join(head)
 
 
 def snapshot(folder):

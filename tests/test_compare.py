@@ -1,11 +1,13 @@
 """Studies of compare.py, as a user runs them."""
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
-from conftest import ROOT, cold, run
+from conftest import ROOT, cold, run, settings_of
 from scipy import stats
+from test_study_report import made_up_run
 
 from nanoloss.study_report import READOUTS
 
@@ -132,3 +134,79 @@ def test_equal_seconds(tiny_data, tmp_path):
         plan = json.loads((folder / 'plan.json').read_text())
         assert {arm: settings['max_iters'] for arm, settings in plan['settings'].items()} == {
             arm: int(speed) for arm, speed in speeds.items()} and list(speeds) == losses.split(',')
+
+
+TRAIN = """
+import json
+from pathlib import Path
+folder = Path(out_dir)
+folder.mkdir(parents=True, exist_ok=True)
+(folder / 'ckpt.pt').write_text('state')
+with open(folder / 'metrics.jsonl', 'w') as f:
+    for i in range(3):
+        f.write(json.dumps({'iter': i, 'tokens': i, 'seconds': i, 'loss': 1.0, 'val_nats': 3.0, 'seed': seed}) + '\\n')
+"""
+EVALUATE = """
+import shutil
+from pathlib import Path
+shutil.copy('made_up.npz', arrays)
+print(Path('made_up.json').read_text().replace('MODE', 'blocks' if blocks else 'stories'))
+"""
+
+
+@pytest.fixture
+def repo(tmp_path):
+    """A copy of compare.py with stand-ins for train.py, which logs its seed, and for evaluate.py, and with ids without
+    a tokenizer as data."""
+    for path in [ROOT / 'compare.py', ROOT / 'configurator.py', ROOT / 'losses.py']:
+        shutil.copy(path, tmp_path)
+    shutil.copytree(ROOT / 'nanoloss', tmp_path / 'nanoloss', ignore=shutil.ignore_patterns('__pycache__'))
+    (tmp_path / 'train.py').write_text(settings_of('train.py') + TRAIN)
+    (tmp_path / 'evaluate.py').write_text(settings_of('evaluate.py') + EVALUATE)
+    result, arrays = made_up_run(np.random.default_rng(0))
+    (tmp_path / 'made_up.json').write_text(json.dumps({**result, 'mode': 'MODE', 'blocks': 3, 'block_size': 32}))
+    np.savez(tmp_path / 'made_up.npz', **arrays)
+    (tmp_path / 'ids').mkdir()
+    for name in ('train', 'val'):
+        np.arange(1000, dtype='<u2').tofile(tmp_path / f'ids/{name}.bin')
+    return tmp_path
+
+
+IDS = ['--name=s', '--each=', '--dataset=ids', '--vocab_size=1000', '--bootstrap=9', '--block_size=32', '--max_iters=2']
+
+
+def test_seeds_and_blocks(repo):
+    """Each run gets the seed of its name, the same for all losses. Data without a tokenizer is scored in blocks, which
+    all output says; all losses have the same blocks."""
+    status, out, err = run(repo / 'compare.py', *IDS, '--losses=mse,a=mse:block_size=16', cwd=repo)
+    assert status == 2 and 'block_size' in err and err.count('\n') == 1 and not (repo / 'results').exists(), err
+    status, out, err = run(repo / 'compare.py', *IDS, '--losses=mse,a=mse:grad_clip=2', '--seeds=2', '--first_seed=7',
+                           cwd=repo)
+    assert status == 0 and err == '', err
+    folder = repo / 'results/s'
+    logs = {path.parent.name: path.read_text() for path in folder.glob('runs/*/metrics.jsonl')}
+    seeds = {name: {json.loads(line)['seed'] for line in log.splitlines()} for name, log in logs.items()}
+    assert seeds == {'mse-7': {7}, 'mse-8': {8}, 'a-7': {7}, 'a-8': {8}}
+    for text in (out, (folder / 'table.md').read_text(), (folder / 'results.json').read_text()):
+        assert '3 blocks of 32 tokens' in text and 'and stories' not in text
+    assert not (folder / 'stories.md').exists() and (folder / 'frequency.png').exists()
+    status, out, err = run(repo / 'compare.py', *IDS, '--losses=mse,b=mse', '--block_size=16', cwd=repo)
+    assert status == 1 and 'block_size' in err and err.count('\n') == 1, err
+
+
+@pytest.mark.slow
+def test_a_study_of_ids(tiny_data, tmp_path):
+    """With the real train.py and evaluate.py, runs of the same seed start alike and are scored in blocks."""
+    folder, data = tmp_path / 'results/s', tmp_path / 'ids'
+    data.mkdir()
+    for name in ('train', 'val'):
+        np.fromfile(tiny_data / f'{name}.bin', 'u1')[:2000].astype('<u2').tofile(data / f'{name}.bin')
+    flags = [*SMALL, f'--dataset={data}', '--vocab_size=256', '--seeds=2', '--losses=mse,a=mse:grad_clip=2']
+    status, _, err = compare(*flags, cwd=tmp_path)
+    assert status == 0 and err == '', err
+    results = json.loads((folder / 'results.json').read_text())
+    assert {run['mode'] for runs in results['runs'].values() for run in runs.values()} == {'blocks'}
+    assert results['differences']['a']['nats']['crossed']
+    untrained = {path.parent.name: json.loads(path.read_text().splitlines()[0])['val_nats']
+                 for path in folder.glob('runs/*/metrics.jsonl')}
+    assert untrained['mse-1'] == untrained['a-1'] != untrained['mse-2'] == untrained['a-2']

@@ -3,7 +3,6 @@
 train.py is replaced by a stand-in with the same settings, whose validation loss is a function of them.
 Only one slow test trains a model.
 """
-import ast
 import json
 import math
 import os
@@ -14,7 +13,7 @@ import time
 import numpy as np
 import optuna
 import pytest
-from conftest import ROOT, Started, cold, run
+from conftest import ROOT, Started, cold, run, settings_of
 
 from nanoloss.search_report import final_nats, finished_trials
 
@@ -51,13 +50,7 @@ with open(metrics, 'a') as f:
 
 def stand_in(folder, pause=0.0):
     """Write the stand-in: the settings of train.py, their checks, and PAUSE seconds per iteration."""
-    head = ['from configurator import configure']
-    for node in ast.parse((ROOT / 'train.py').read_text()).body:
-        if isinstance(node, ast.Assign):
-            head.append(ast.unparse(node))
-            if 'configure(' in head[-1]:
-                break
-    (folder / 'train.py').write_text('\n'.join(head) + STAND_IN.replace('PAUSE', str(pause)))
+    (folder / 'train.py').write_text(settings_of('train.py') + STAND_IN.replace('PAUSE', str(pause)))
 
 
 @pytest.fixture
