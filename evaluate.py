@@ -46,6 +46,8 @@ from types import SimpleNamespace
 from nanoloss import signals
 
 signals.install_excepthook('lower --batch_size')
+if plots:
+    require('matplotlib')
 
 import numpy as np
 from tqdm import tqdm
@@ -216,7 +218,6 @@ try:
         check_comparable(*runs)
     # before scoring, which can take hours
     if plots:
-        require('matplotlib')
         try:
             os.makedirs(plots, exist_ok=True)
         except OSError as e:

@@ -692,6 +692,25 @@ def test_missing_package(script, tmp_path, code, missing):
         assert done.stderr.startswith('Traceback') and 'pip' not in done.stderr
 
 
+@pytest.mark.parametrize('command, package', [
+    ('tune.py', 'optuna'), ('tune.py', 'matplotlib'), ('tune.py', 'filelock'), ('compare.py', 'matplotlib'),
+    ('compare.py', 'scipy'), ('compare.py', 'filelock'), ('evaluate.py --plots=p', 'matplotlib'),
+    ('evaluate.py', 'tqdm'), ('train.py', 'torch'), ('data/synthetic/prepare.py --tokenizer=gpt2', 'tiktoken'),
+    ('data/synthetic/prepare.py', 'tokenizers')])
+def test_scripts_report_missing_packages_first(tmp_path, command, package):
+    """One line with the pip command, before torch is imported and before any file is written."""
+    (tmp_path / 'absent').mkdir()
+    for name in ('torch', package):
+        write(tmp_path / f'absent/{name}.py', f'raise ModuleNotFoundError("No module named {name!r}", name={name!r})')
+    name, *flags = command.split()
+    before = sorted(tmp_path.rglob('*'))
+    if 'prepare' in name:
+        flags.append('--out_dir=data')
+    done = process(REPO / name, *flags, PYTHONPATH=tmp_path / 'absent')
+    assert done.returncode == 1 and done.stderr.count('\n') == 1 and f'pip install {package}' in done.stderr, done
+    assert sorted(tmp_path.rglob('*')) == before
+
+
 def test_printable():
     """Line breaks become spaces and control characters question marks; other text stays."""
     assert printable('a\nb\x1b[31mé🎉') == 'a b?[31mé🎉'

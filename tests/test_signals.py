@@ -27,6 +27,7 @@ def python(code, setup=SETUP, redirect='', **env):
     ('RuntimeError("CUDA out of memory. Tried to allocate 2 GiB.\\nGPU 0 has")', '--less'),
     ('FileNotFoundError(2, "No such file", "x.bin")', 'x.bin'),
     ('PermissionError("--out_dir=/x cannot be used")', '--out_dir=/x'),
+    ('ModuleNotFoundError("No module named absent", name="absent")', 'pip install absent'),
 ])
 def test_expected_errors_are_one_line(error, text):
     """Memory and files: status 1 and one line without a traceback."""
