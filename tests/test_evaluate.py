@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -18,13 +19,13 @@ from nanoloss.checkpoint import describe_model, save_checkpoint
 from nanoloss.tokenizer import Tokenizer, train_bpe
 
 
-def save(path, loss='cross_entropy', tokenizer=None, dataset='', **model_options):
+def save(path, loss='cross_entropy', tokenizer=None, dataset='', train_tokens=0, **model_options):
     """Save an untrained model as a checkpoint; return the model."""
     tokenizer = tokenizer or Tokenizer('byte')
     model = tiny_model(tokenizer.vocab_size, **model_options)
     coefficients = losses.make_loss(loss, tokenizer.vocab_size)
     save_checkpoint({**describe_model(model, tokenizer, loss, coefficients), 'iter_num': 7, 'best_val_loss': 2.5,
-                     'data': {}, 'config': {'dataset': str(dataset)}}, path)
+                     'data': {}, 'config': {'dataset': str(dataset), 'train_tokens': train_tokens}}, path)
     return model
 
 
@@ -192,13 +193,18 @@ def test_compare_across_tokenizers(data, tmp_path):
 
 
 def test_table_arrays_and_plots(data, tmp_path):
-    """One run prints the table of a custom data folder and writes the arrays and two PNG files."""
-    save(tmp_path / 'm.pt', loss='mse')
+    """One run prints the table of a custom data folder and writes the arrays and two PNG files. Frequencies are those
+    of the tokens that the model was trained on."""
+    save(tmp_path / 'm.pt', loss='mse', train_tokens=100)
     status, out, err = run('evaluate.py', f'--checkpoint={tmp_path}/m.pt', f'--dataset={data}', '--bootstrap=99',
                            f'--plots={tmp_path}/plots', f'--arrays={tmp_path}/m.npz')
     assert status == 0, err
     assert 'this test' in out and 'softmax' in out and 'calibrated' in out
-    assert np.load(tmp_path / 'm.npz')['tokens'].sum() == len(np.fromfile(data / 'val.bin', np.uint8))
+    arrays, scored = np.load(tmp_path / 'm.npz'), np.fromfile(data / 'val.bin', np.uint8).tolist()
+    assert arrays['tokens'].sum() == len(scored)
+    occurrences = Counter(np.fromfile(data / 'train.bin', np.uint8)[:100].tolist())
+    groups = Counter(2 ** int(math.log2(max(1, occurrences[token]))) for token in scored)
+    assert {low: n for low, n in arrays['frequency'][:, :2].tolist() if n} == groups
     for name in ('reliability.png', 'positions.png'):
         assert (tmp_path / 'plots' / name).read_bytes().startswith(b'\x89PNG')
 
