@@ -11,6 +11,7 @@ out_dir = 'out/{loss}'      # checkpoints and metrics.jsonl; {loss} stands for t
 init_from = 'scratch'       # scratch | resume | auto (resume if possible) | a checkpoint file or Hugging Face directory
 eval_interval = 250         # iterations between evaluations; each saves ckpt.pt, the best one also best.pt
 eval_iters = 20             # batches of val.bin per evaluation, the same ones every time
+eval_windows = 0            # instead: windows of val.bin per evaluation; 0 = eval_iters * batch_size
 eval_only = False           # evaluate once and exit, writing nothing
 keep_checkpoints = 0        # keep the last N checkpoints as ckpt-<iteration>.pt beside ckpt.pt
 log_interval = 10           # iterations between log lines
@@ -68,7 +69,7 @@ check_device = True         # before training on a GPU, compare a small model's 
 config = configure(globals(), rules=[
     ("out_dir != ''", 'pass a directory name'),
     'eval_interval >= 1',
-    'eval_iters >= 1',
+    'eval_iters >= 1', 'eval_windows >= 0',
     'keep_checkpoints >= 0',
     'log_interval >= 1',
     'sample_tokens >= 0',
@@ -97,8 +98,7 @@ config = configure(globals(), rules=[
     'muon_learning_rate >= 0',
     'max_iters >= 0',
     'weight_decay >= 0',
-    '0 <= beta1 < 1',
-    '0 <= beta2 < 1',
+    '0 <= beta1 < 1', '0 <= beta2 < 1',
     'grad_clip >= 0',
     'warmup_iters >= 0',
     'lr_decay_iters >= 0',
@@ -149,7 +149,7 @@ with fail_on(OSError, ValueError):
     if sample_tokens:
         tokenizer.encode('')  # GPT-2's encoding may need a download
 tokens_per_iter = gradient_accumulation_steps * batch_size * block_size
-val_starts = dataloader.val_windows(len(data.val), block_size, eval_iters * batch_size)
+val_starts = dataloader.val_windows(len(data.val), block_size, eval_windows or eval_iters * batch_size)
 val_batches = [val_starts[i:i + local_batch_size] for i in range(0, len(val_starts), local_batch_size)]
 distributed.init(device)
 environment = describe_environment(device, dtype, use_compile, prepare_cpu(device, use_compile), distributed.world_size)

@@ -28,6 +28,7 @@ config = configure(globals(), also='train.py', rules=[
     ('iters or max_iters', 'pass --iters'), 'evaluations >= 2',
     ("init_from not in ('resume', 'auto')", 'omit it; tune.py resumes trials by itself')])
 import math
+import os
 import signal
 import sys
 import time
@@ -44,8 +45,10 @@ signals.install_excepthook('use a smaller model or lower --batch_size')
 require('matplotlib')  # for the report
 import optuna
 from optuna.storages import JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import TrialState
+from sqlalchemy import URL
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
 from nanoloss import dataloader
 from nanoloss.launcher import DIVERGED, measure_speed, run_training, tokens_per_iter, train_settings
@@ -57,6 +60,7 @@ from nanoloss.search_space import SET_BY_TUNE, describe, grid_points, read_space
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings('ignore', category=optuna.exceptions.ExperimentalWarning)
 
+JOURNAL_START = b'{"op_code"'
 study_dir = Path(study.replace('{loss}', config['loss']).replace('{optimizer}', config['optimizer']))
 
 
@@ -107,7 +111,8 @@ def run_trial(trial, base, threads, uniform_nats):
         return not pruned
 
     overrides = {'max_iters': max_iters, 'out_dir': str(folder), 'eval_interval': math.ceil(max_iters / evaluations),
-                 'eval_iters': max(1, base['eval_iters'] * base['batch_size'] // settings['batch_size'])}
+                 # the same windows for every batch size
+                 'eval_windows': base['eval_windows'] or base['eval_iters'] * base['batch_size']}
     if resume:
         overrides['init_from'] = 'resume'
     status, last_line = DIVERGED, ''
@@ -164,12 +169,13 @@ def next_trial(optuna_study, distributions, folder_id):
     with FileLock(study_dir / 'lock'):
         requeue_dead_trials(optuna_study, folder_id)
         states = [t.state for t in optuna_study.get_trials(deepcopy=False)]
-        if sum(state in (*FINISHED, TrialState.RUNNING) for state in states) >= trials:
-            return None
-        if sampler == 'grid' and TrialState.WAITING not in states:
+        if sampler == 'grid':  # machines that start at once may enqueue a point twice, so do not count
+            if TrialState.WAITING not in states:
+                return None
+        elif sum(state in (*FINISHED, TrialState.RUNNING) for state in states) >= trials:
             return None
         # one seed per trial, so that neither a resumed search nor another machine repeats a draw
-        seed = sampler_seed * 2**12 + len(states) + (int(folder_id, 16) if storage else 0)
+        seed = (sampler_seed * 2**12 + len(states) + (int(folder_id, 16) if storage else 0)) % 2**32
         optuna_study.sampler = optuna.samplers.RandomSampler(seed=seed) if sampler == 'random' else \
             optuna.samplers.TPESampler(seed=seed, n_startup_trials=min(10, math.ceil(trials / 3)))
         trial = optuna_study.ask(distributions)
@@ -209,21 +215,50 @@ def search(optuna_study, distributions, folder_id, base, threads, uniform_nats):
 
 # the study --------------------------------------------------------------------
 
+def open_database(url):
+    """Connect to a database, and create its tables if it is new."""
+    timeout = {'connect_args': {'timeout': 60}} if url.startswith('sqlite') else {}
+    for seconds in (0.1, 0.2, 0.4, 0.8, 1.6):
+        try:
+            return RDBStorage(url, engine_kwargs=timeout)
+        except (OperationalError, ProgrammingError, IntegrityError):  # perhaps another machine is creating the tables
+            time.sleep(seconds)
+    return RDBStorage(url, engine_kwargs=timeout)
+
+
+def cut_incomplete_line(path):
+    """Delete the incomplete last line of a journal file, left by a process that was killed. Optuna would append to it.
+
+    Raises ValueError if the file is not a journal.
+    """
+    lock = JournalFileSymlinkLock(path)
+    lock.acquire()  # so that no process is writing
+    try:
+        with open(path, 'rb+') as f:
+            journal = f.read()
+            if not JOURNAL_START.startswith(journal[:len(JOURNAL_START)]):
+                raise ValueError('not a journal file of Optuna')
+            f.truncate(journal.rfind(b'\n') + 1)
+    finally:
+        lock.release()
+
+
 def open_study(open_function, **options):
     """Call optuna.create_study or optuna.load_study. Exits with one line if that fails."""
-    path = storage or f'sqlite:///{study_dir}/study.db'
+    path = storage or f'{study_dir}/study.db'
     try:
-        if '://' in path:
-            timeout = {'connect_args': {'timeout': 60}} if path.startswith('sqlite') else {}
-            backend = RDBStorage(path, engine_kwargs=timeout)
+        if '://' in storage or not storage:
+            backend = open_database(storage or URL.create('sqlite', database=path).render_as_string())
         else:
+            if not show and os.path.exists(path):
+                cut_incomplete_line(path)
             backend = JournalStorage(JournalFileBackend(path))
         return open_function(storage=backend, study_name=study_dir.name, **options)
     except KeyError:
         fail(f'--study={study_dir}: no such study; run the search first, without --show')
     except Exception as e:  # not a database, no connection, driver not installed: many classes
         reason = (str(e) or repr(e)).strip().splitlines()[0][:200]
-        fail(f'--storage={path} cannot be opened ({type(e).__name__}: {reason}); pass another --study or --storage')
+        fail(f'{path} cannot be opened ({type(e).__name__}: {reason}); pass another --study or --storage')
 
 
 def start_study(base, threads, data, meta):

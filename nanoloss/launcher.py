@@ -93,7 +93,7 @@ def measure_speed(settings, folder, threads=0, number=0):
     """
     probe = folder / f'probe{number}'
     status, last = run_training(settings, probe, threads=threads, max_iters=21, out_dir=str(probe), eval_iters=1,
-                                log_interval=20, eval_interval=21)
+                                eval_windows=0, log_interval=20, eval_interval=21)
     if status not in (0, DIVERGED):
         fail(f'train.py ended with status {status} ({last}); see {probe}/log.txt')
     lines = [line for line in read_metrics(probe / 'metrics.jsonl') if 'loss' in line]

@@ -2,6 +2,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import time
 
@@ -103,6 +104,17 @@ def test_patience(train, tmp_path):
     status, out, _ = train('--max_iters=200', '--eval_interval=10', '--patience=2', '--min_delta=100')
     assert status == 0
     assert [m['iter'] for m in read(tmp_path / 'run/metrics.jsonl') if 'val_nats' in m] == [0, 10, 20]
+
+
+def test_eval_windows(train):
+    """--eval_windows evaluates that many windows for every batch size; by default, eval_iters batches are evaluated."""
+    def evaluate(*flags):
+        status, out, err = train('--eval_only=True', *flags)
+        assert status == 0, err
+        return float(re.search('perplexity ([0-9.]+)', out)[1])
+    default = evaluate('--batch_size=5', '--eval_iters=2')
+    ten = [evaluate(f'--batch_size={n}', '--eval_iters=3', '--eval_windows=10') for n in (1, 4, 16)]
+    assert ten == pytest.approx([default] * 3, abs=0.002) and abs(evaluate('--eval_windows=9') - default) > 0.02
 
 
 def test_evaluations_are_not_training_time(train, tmp_path):

@@ -37,7 +37,7 @@ with open(metrics, 'a') as f:
         evaluate = it % eval_interval == 0 or it == max_iters
         if evaluate:
             line['val_nats'] = 3 + abs(learning_rate - 0.01) * 100 + dropout + (1 - it / max_iters)
-            line['eval_windows'] = eval_iters * batch_size
+            line['eval_windows'] = eval_windows or eval_iters * batch_size
         else:
             line['loss'] = 1.0
         f.write(json.dumps(line) + '\\n')
@@ -174,19 +174,20 @@ def test_diverged(repo):
 
 def test_failed(repo):
     """A failed trial ends the search and runs again in the next one, so that each grid point finishes once."""
-    (repo / 'space.py').write_text('weight_decay = [0.1, 0.6]\nbatch_size = [4, 8]')
+    (repo / 'space.py').write_text('weight_decay = [0.1, 0.6]\nbatch_size = [6, 8]')
     status, _, err = tune(repo, '--sampler=grid')
     assert status == 1 and 'log.txt' in err and err.count('\n') == 1
     (repo / 'train.py').write_text((repo / 'train.py').read_text().replace('if weight_decay > 0.5:', 'if False:'))
     status, _, err = tune(repo, '--sampler=grid')
     assert status == 0, err
     done = trials(repo)
-    assert sorted(tuple(t.params.values()) for t in done) == [(0.1, 4), (0.1, 8), (0.6, 4), (0.6, 8)]
-    for t in done:  # with another batch size, as many tokens and validation windows
+    assert sorted(tuple(t.params.values()) for t in done) == [(0.1, 6), (0.1, 8), (0.6, 6), (0.6, 8)]
+    for t in done:  # with another batch size, as many tokens (66 windows of training are nearest to 64) and windows
         folder = repo / 's/trials' / t.user_attrs.get('folder', f'{t.number:04}')
         last = json.loads((folder / 'metrics.jsonl').read_text().splitlines()[-1])
-        assert t.user_attrs['iters'] * t.params['batch_size'] == 64
-        assert last['eval_windows'] == 160 and last['tokens'] == 64 * 256
+        trained = t.user_attrs['iters'] * t.params['batch_size']
+        assert trained == {6: 66, 8: 64}[t.params['batch_size']]
+        assert last['eval_windows'] == 160 and last['tokens'] == trained * 256
 
 
 @pytest.mark.slow
@@ -235,12 +236,51 @@ def test_bad_flags(repo, flags, name):
 
 
 def test_journal(repo):
-    """A journal file can hold the study instead of study.db; --show reports it without running a trial."""
-    status, _, err = tune(repo, '--trials=1', '--storage=journal.log')
+    """A journal file can hold the study instead of study.db; --show reports it without running a trial. An incomplete
+    last line, left by a kill, does no harm; a file that is not a journal stays as it is."""
+    (repo / 's').mkdir()
+    (repo / 's/folder_id').write_text('ffffffff')  # it is added to the seed
+    flags = ['--storage=journal.log', f'--sampler_seed={2**20 - 1}', '--prune=False']
+    status, _, err = tune(repo, *flags, '--trials=1')
     assert status == 0 and (repo / 'journal.log').exists() and not (repo / 's/study.db').exists(), err
     os.remove(repo / 's/table.md')
-    status, _, err = tune(repo, '--storage=journal.log', '--show=True')
+    status, _, err = tune(repo, *flags, '--show=True')
     assert status == 0 and (repo / 's/table.md').exists() and starts(repo) == ['0000 scratch'], err
+
+    complete = (repo / 'journal.log').read_bytes()
+    (repo / 'journal.log').write_bytes(complete + complete.splitlines()[-1][:20])
+    status, _, err = tune(repo, *flags, '--trials=2')
+    assert status == 0, err
+    backend = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(repo / 'journal.log')))
+    assert len(finished_trials(optuna.load_study(storage=backend, study_name='s'))) == 2
+    assert (repo / 'journal.log').read_bytes().startswith(complete)
+    (repo / 'notes').write_text('not a journal\nits last line')
+    status, _, err = tune(repo, '--storage=notes')
+    assert status == 1 and 'notes' in err and err.count('\n') == 1
+    assert (repo / 'notes').read_text() == 'not a journal\nits last line'
+
+
+def test_any_folder_name(repo):
+    """The database lies in the folder of the study, whatever its name."""
+    name = 'a?b#c%20d {e}=f&g'
+    status, _, err = tune(repo, '--trials=1', f'--study={name}')
+    assert status == 0 and (repo / name / 'study.db').exists(), err
+    os.remove(repo / name / 'table.md')
+    status, _, err = tune(repo, '--show=True', f'--study={name}')
+    assert status == 0 and (repo / name / 'table.md').exists(), err
+
+
+def test_machines_start_at_once(repo, tmp_path_factory):
+    """Four machines, each with its own folder, start on the same new storage; every point of the grid finishes."""
+    (repo / 'space.py').write_text('learning_rate = [0.001, 0.004]')
+    flags = [f'--storage=sqlite:///{repo}/shared.db', f'--dataset={repo}/tokens', f'--space={repo}/space.py',
+             '--sampler=grid']
+    processes = [Started(repo / 'tune.py', *FLAGS, *flags, cwd=tmp_path_factory.mktemp('machine')) for _ in range(4)]
+    for process in processes:
+        status, _, err = process.finish()
+        assert status == 0 and err == '', err
+    done = finished_trials(optuna.load_study(storage=f'sqlite:///{repo}/shared.db', study_name='s'))
+    assert {t.params['learning_rate'] for t in done} == {0.001, 0.004}
 
 
 @pytest.mark.slow
