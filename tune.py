@@ -47,7 +47,7 @@ import optuna
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import TrialState
-from sqlalchemy import URL
+from sqlalchemy import URL, make_url
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
 from nanoloss import dataloader
@@ -62,6 +62,9 @@ warnings.filterwarnings('ignore', category=optuna.exceptions.ExperimentalWarning
 
 JOURNAL_START = b'{"op_code"'
 study_dir = Path(study.replace('{loss}', config['loss']).replace('{optimizer}', config['optimizer']))
+# locked while a trial is started: beside a storage in a file, which study folders can share
+storage_file = storage if '://' not in storage else storage.startswith('sqlite') and make_url(storage).database
+lock_file = f'{storage_file}.tune-lock' if storage_file else study_dir / 'lock'
 
 
 # one trial --------------------------------------------------------------------
@@ -166,7 +169,7 @@ def requeue_dead_trials(optuna_study, folder_id):
 
 def next_trial(optuna_study, distributions, folder_id):
     """Start a trial. Returns (trial, lock of its folder), or None if enough trials have finished or are running."""
-    with FileLock(study_dir / 'lock'):
+    with FileLock(lock_file):
         requeue_dead_trials(optuna_study, folder_id)
         states = [t.state for t in optuna_study.get_trials(deepcopy=False)]
         if sampler == 'grid':  # machines that start at once may enqueue a point twice, so do not count
@@ -329,7 +332,7 @@ else:
             only_process.acquire()
         signal.signal(signal.SIGINT, stop)
         signal.signal(signal.SIGTERM, stop)
-        with FileLock(study_dir / 'lock'):
+        with FileLock(lock_file):
             id_file = study_dir / 'folder_id'  # tells the machines that share a storage apart
             if not id_file.exists():
                 id_file.write_text(uuid.uuid4().hex[:8])

@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import signal
+import sqlite3
 import time
 
 import numpy as np
@@ -271,16 +272,31 @@ def test_any_folder_name(repo):
 
 
 def test_machines_start_at_once(repo, tmp_path_factory):
-    """Four machines, each with its own folder, start on the same new storage; every point of the grid finishes."""
-    (repo / 'space.py').write_text('learning_rate = [0.001, 0.004]')
+    """Machines, each with its own folder, start on the same new storage: each point of the grid is run once."""
+    (repo / 'space.py').write_text('learning_rate = [0.001, 0.004, 0.007]')
     flags = [f'--storage=sqlite:///{repo}/shared.db', f'--dataset={repo}/tokens', f'--space={repo}/space.py',
              '--sampler=grid']
-    processes = [Started(repo / 'tune.py', *FLAGS, *flags, cwd=tmp_path_factory.mktemp('machine')) for _ in range(4)]
+    processes = [Started(repo / 'tune.py', *FLAGS, *flags, cwd=tmp_path_factory.mktemp('machine')) for _ in range(3)]
     for process in processes:
         status, _, err = process.finish()
         assert status == 0 and err == '', err
     done = finished_trials(optuna.load_study(storage=f'sqlite:///{repo}/shared.db', study_name='s'))
-    assert {t.params['learning_rate'] for t in done} == {0.001, 0.004}
+    assert sorted(t.params['learning_rate'] for t in done) == [0.001, 0.004, 0.007]
+
+
+def test_tables_are_created_by_another_machine(repo):
+    """If the tables cannot be created, because another machine is creating them, the search tries again."""
+    with sqlite3.connect(repo / 'shared.db') as database:
+        database.execute('CREATE TABLE other (x)')
+        database.execute('CREATE INDEX trial_values ON other (x)')  # no table can be called so
+    process = start(repo, f'--storage=sqlite:///{repo}/shared.db', '--trials=1')
+    while not database.execute('SELECT * FROM sqlite_master WHERE name = "trials"').fetchone():
+        assert not process.ended(), process.finish()
+        time.sleep(0.01)
+    time.sleep(0.2)  # trial_values comes after trials
+    database.execute('DROP INDEX trial_values')
+    status, _, err = process.finish()
+    assert status == 0 and err == '', err
 
 
 @pytest.mark.slow
