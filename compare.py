@@ -80,7 +80,7 @@ from nanoloss.paths import ROOT
 FOLDER = Path('results') / name
 SUFFIX = '-test' if split == 'test' else ''  # of the report's files, which do not replace those of val.bin
 THREADS = max(1, os.cpu_count() // jobs) if jobs > 1 and 'OMP_NUM_THREADS' not in os.environ else 0  # per run
-FIXED = ('out_dir', 'seed', 'loss', 'eval_interval', 'eval_only', 'init_from', 'sample_tokens', 'patience')
+FIXED = ('out_dir', 'seed', 'loss', 'eval_interval', 'eval_windows', 'eval_only', 'init_from', 'sample_tokens', 'patience')
 
 
 # the arms: one for each entry of --losses -------------------------------------
@@ -111,15 +111,17 @@ def read_arms():
                  '(--each=config/train_tinystories_cross_entropy.py), or none (--each=)', status=2)
         arms[arm] = configure({**defaults, '__file__': str(launcher.TRAIN)}, rules, applies, argv=[
             *([config] if config else []), *train_arguments, *flags, f'--loss={loss}'])
-        for key in ('init_from', 'eval_only', 'patience'):
+        for key in ('init_from', 'eval_windows', 'eval_only', 'patience'):
             if arms[arm][key] != defaults[key]:
                 fail(f'{arm}: found {key}={arms[arm][key]} in a config file; compare.py sets {key} for every run; '
                      'omit it', status=2)
     for key in ('dataset', 'vocab_size'):
         if len({settings[key] for settings in arms.values()}) > 1:
             fail(f'--losses={losses}: found different values of {key}; compare losses on the same tokens', status=2)
+    first = next(iter(arms.values()))
     for settings in arms.values():
         check_loss(settings['loss'])
+        settings['eval_windows'] = first['eval_iters'] * first['batch_size']  # the same ones for every batch size
     return arms
 
 

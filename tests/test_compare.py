@@ -144,7 +144,8 @@ folder.mkdir(parents=True, exist_ok=True)
 (folder / 'ckpt.pt').write_text('state')
 with open(folder / 'metrics.jsonl', 'w') as f:
     for i in range(3):
-        f.write(json.dumps({'iter': i, 'tokens': i, 'seconds': i, 'loss': 1.0, 'val_nats': 3.0, 'seed': seed}) + '\\n')
+        f.write(json.dumps({'iter': i, 'tokens': i, 'seconds': i, 'loss': 1.0, 'val_nats': 3.0, 'seed': seed,
+                            'windows': eval_windows}) + '\\n')
 """
 EVALUATE = """
 import shutil
@@ -176,16 +177,17 @@ IDS = ['--name=s', '--each=', '--dataset=ids', '--vocab_size=1000', '--bootstrap
 
 
 def test_seeds_and_blocks(repo):
-    """Each run gets the seed of its name, the same for all losses. Data without a tokenizer is scored in blocks, which
-    all output says; all losses have the same blocks."""
+    """Each run gets the seed of its name, the same for all losses, and evaluates the same windows. Data without a
+    tokenizer is scored in blocks, which all output says; all losses have the same blocks."""
     status, out, err = run(repo / 'compare.py', *IDS, '--losses=mse,a=mse:block_size=16', cwd=repo)
     assert status == 2 and 'block_size' in err and err.count('\n') == 1 and not (repo / 'results').exists(), err
-    status, out, err = run(repo / 'compare.py', *IDS, '--losses=mse,a=mse:grad_clip=2', '--seeds=2', '--first_seed=7',
+    status, out, err = run(repo / 'compare.py', *IDS, '--losses=mse,a=mse:batch_size=3', '--seeds=2', '--first_seed=7',
                            cwd=repo)
     assert status == 0 and err == '', err
     folder = repo / 'results/s'
     logs = {path.parent.name: path.read_text() for path in folder.glob('runs/*/metrics.jsonl')}
     seeds = {name: {json.loads(line)['seed'] for line in log.splitlines()} for name, log in logs.items()}
+    assert {json.loads(line)['windows'] for log in logs.values() for line in log.splitlines()} == {160}
     assert seeds == {'mse-7': {7}, 'mse-8': {8}, 'a-7': {7}, 'a-8': {8}}
     for text in (out, (folder / 'table.md').read_text(), (folder / 'results.json').read_text()):
         assert '3 blocks of 32 tokens' in text and 'and stories' not in text
