@@ -14,7 +14,7 @@ from conftest import check_refused, run
 from test_scoring import TEXTS, tiny_model
 
 import losses
-from nanoloss import dataloader, link
+from nanoloss import dataloader, link, statistics
 from nanoloss.checkpoint import describe_model, save_checkpoint
 from nanoloss.tokenizer import Tokenizer, train_bpe
 
@@ -74,12 +74,13 @@ def test_metrics_are_those_of_plain_pytorch(data, tmp_path):
     """The metrics of a cross-entropy checkpoint equal a loop over single tokens in float64 and scikit-learn, and the
     link readout equals the softmax readout."""
     from sklearn.metrics import brier_score_loss
-    model = save(tmp_path / 'm.pt')
+    model = save(tmp_path / 'm.pt', seed=5)
     result = evaluate(f'--checkpoint={tmp_path}/m.pt', f'--dataset={data}', '--stride=5')
     tokens = np.fromfile(data / 'val.bin', np.uint8)
     log_p, y = token_log_probs(model, tokens, 255, 5), torch.from_numpy(tokens).long()
     nats = F.nll_loss(log_p, y).item()
     top5 = log_p.topk(5).indices == y[:, None]
+    assert (log_p.topk(6).indices[:, 5] == y).any()  # just outside the top 5
     readout = result['readouts']['softmax']
     assert readout == result['readouts']['link']
     assert readout['nats'] == pytest.approx(nats, rel=1e-5)
@@ -116,8 +117,10 @@ def test_blocks_are_the_windows_of_training(data, tmp_path):
     assert result['tokens'] == len(tokens) - 1 and result['blocks'] == len(starts) + (len(rest) > 1)
     assert result['readouts']['link']['nats'] == pytest.approx(nats, rel=1e-5)
     assert result['objective'] == pytest.approx(objective, rel=1e-5)
-    low, high = result['random_batches']
-    assert low < result['readouts']['softmax']['nats'] < high
+    # random batches of training consist of full blocks
+    full = torch.stack([F.cross_entropy(model.logits(model(a[None]))[0, :, :256], b) for a, b in zip(x, y, strict=True)])
+    expected = statistics.random_batches(full.detach().double().numpy(), 2 * 4, 499, 1337)
+    assert result['random_batches'] == pytest.approx(expected.tolist(), rel=1e-5)
 
 
 def test_results_are_reproducible(data, tmp_path):

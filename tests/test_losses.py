@@ -97,6 +97,18 @@ def test_value_and_gradients_are_the_formulas(key, rows, compiled, monkeypatch):
     assert W.grad[70:].abs().sum() == 0
 
 
+def test_weights_of_cross_entropy_and_z_loss():
+    """c scales cross-entropy only, and z the squared log partition function only."""
+    h, W, y = head()
+    value, grad_h, grad_W = reference(lambda f, y: 2 * formula_of_cross_entropy(f, y) + 0.3 * f.logsumexp(1) ** 2,
+                                      h, W, y, 70)
+    ours = losses.mean_loss(losses.LossCoefficients(c=2.0, z=0.3), h, W, y, 70)
+    ours.backward()
+    torch.testing.assert_close(ours, value, rtol=1e-12, atol=0)
+    torch.testing.assert_close(h.grad, grad_h, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(W.grad, grad_W, rtol=1e-9, atol=1e-12)
+
+
 def check_precision(key, device, dtype, tolerance, monkeypatch, compiled=False):
     """Compare value and gradients with float64 at C = 1,500, in chunks of 70, 70 and 60 tokens.
 
