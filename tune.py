@@ -47,7 +47,7 @@ import optuna
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import TrialState
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
 from nanoloss import dataloader
@@ -63,7 +63,7 @@ warnings.filterwarnings('ignore', category=optuna.exceptions.ExperimentalWarning
 JOURNAL_START = b'{"op_code"'
 study_dir = Path(study.replace('{loss}', config['loss']).replace('{optimizer}', config['optimizer']))
 # locked while a trial is started: beside a storage in a file, which study folders can share
-storage_file = storage if '://' not in storage else storage.startswith('sqlite') and make_url(storage).database
+storage_file = storage if '://' not in storage else storage.partition('sqlite:///')[2].partition('?')[0]
 lock_file = f'{storage_file}.tune-lock' if storage_file else study_dir / 'lock'
 
 
@@ -340,7 +340,7 @@ else:
     except Timeout:
         fail(f'--study={study_dir}: another tune.py is running, and --budget_seconds allows only one at a time')
     except (FileExistsError, NotADirectoryError, PermissionError) as e:
-        fail(f'--study={study_dir} cannot be used as a folder ({e.strerror}); pass another')
+        fail(f'{e.filename or study_dir} cannot be used ({e.strerror}); pass another --study or --storage')
     except (OSError, ValueError) as e:
         fail(*e.args if isinstance(e, ValueError) else [e])
     if sampler == 'grid':

@@ -226,6 +226,8 @@ def test_different_search(repo):
     (['--storage=nosuch://x'], '--storage'),
     (['--dataset=nowhere'], '--dataset'),
     (['--study=tokens/train.bin'], '--study'),
+    (['--storage=tokens/train.bin/journal.log'], '--storage'),
+    (['--storage=sqlite://x:y/z'], '--storage'),
     (['--study=..'], 'study'),
     (['--init_from=resume'], 'init_from'),
 ])
