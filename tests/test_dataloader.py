@@ -37,6 +37,12 @@ def test_epochs_and_seeds_differ():
     assert len({int(epoch(1, e)[0] % 50) for e in range(20)}) > 5
 
 
+def test_order_is_random():
+    """An epoch reads the windows in an order that has nothing to do with their positions."""
+    starts = dataloader.train_windows(100_000, 50, 1, 0, 1999)
+    assert abs(np.corrcoef(starts, np.arange(1999))[0, 1]) < 0.1 and (abs(np.diff(starts)) == 50).mean() < 0.01
+
+
 def test_batches_are_a_pure_function():
     """The windows do not depend on how training is split into batches, nor on what was read before."""
     whole = dataloader.train_windows(1000, 16, 3, 0, 300)  # about five epochs

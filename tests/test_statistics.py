@@ -35,6 +35,12 @@ def test_ece_of_ties_and_bounds():
     assert statistics.ece(np.ones(9), np.ones(9)) == 0
 
 
+def test_edges_of_calibration_groups():
+    """A group of equal width includes its upper edge, not its lower one."""
+    counts, confidence, _ = statistics.calibration([0.25, 0.5, 0.75, 1.0], [0, 1, 0, 1], bins=4)
+    assert counts.tolist() == [1, 1, 1, 1] and confidence.tolist() == [0.25, 0.5, 0.75, 1.0]
+
+
 def test_bootstrap_matches_a_loop():
     """The interval of a ratio equals a plain loop over resamples."""
     generator = np.random.default_rng(1)
@@ -65,6 +71,9 @@ def test_sign_flip_matches_enumeration():
     signs = np.array(list(itertools.product([1, -1], repeat=8)))
     expected = (abs(signs @ d) >= abs(d.sum(0)) - 1e-12).mean(0)
     np.testing.assert_allclose(statistics.sign_flip(d, 40000, seed=0), expected, atol=0.01)
+    # of four differences of the same sign, 2 of 16 patterns are as extreme, whatever the rounding of the sums
+    for d in np.random.default_rng(0).random((100, 4, 1)):
+        assert statistics.sign_flip(d, 5000, seed=0) == pytest.approx(2 / 16, abs=0.02)
     assert statistics.sign_flip(np.zeros((5, 1)), 99, seed=0) == 1
     assert statistics.sign_flip(np.ones((50, 1)), 99, seed=0) == 1 / 100
 
@@ -124,3 +133,5 @@ def test_random_batches_is_normal():
     half_width = 1.96 * means.std() / np.sqrt(40)
     np.testing.assert_allclose(statistics.random_batches(means, 40, 20_000, 1),
                                [means.mean() - half_width, means.mean() + half_width], atol=0.005)
+    np.testing.assert_allclose(statistics.random_batches(means, 1, 20_000, 1), np.quantile(means, [0.025, 0.975]),
+                               atol=0.05)  # of single units
