@@ -80,7 +80,8 @@ from nanoloss.paths import ROOT
 FOLDER = Path('results') / name
 SUFFIX = '-test' if split == 'test' else ''  # of the report's files, which do not replace those of val.bin
 THREADS = max(1, os.cpu_count() // jobs) if jobs > 1 and 'OMP_NUM_THREADS' not in os.environ else 0  # per run
-FIXED = ('out_dir', 'seed', 'loss', 'eval_interval', 'eval_windows', 'eval_only', 'init_from', 'sample_tokens', 'patience')
+FIXED = ('out_dir', 'seed', 'loss', 'eval_interval', 'eval_windows', 'eval_only', 'init_from', 'sample_tokens',
+         'patience')
 
 
 # the arms: one for each entry of --losses -------------------------------------
@@ -253,7 +254,7 @@ def run_script(script, arm, seed, flags):
 
 
 def evaluate(arm, seed, blocks):
-    """Evaluate a run, by stories or by blocks, unless this was done before. Returns (JSON of evaluate.py, its arrays)."""
+    """Evaluate a run unless this was done before. Returns (JSON of evaluate.py, its arrays)."""
     result, arrays = run_folder(arm, seed) / f'{split}.json', run_folder(arm, seed) / f'{split}.npz'
     if not result.exists():
         flags = [f'--split={split}', '--json=True', f'--arrays={arrays}', '--bootstrap=99', f'--blocks={blocks}']

@@ -211,7 +211,7 @@ def draw_figures(folder, suffix, scores, logs, differences, readout):
         figures['differences'] = draw_differences(plotting, scores, differences, readout)
     for name, figure in figures.items():
         if scoring_mode(scores) == 'blocks' and name != 'curves':
-            figure.suptitle(f'{figure.get_suptitle()} scored by blocks'.strip())
+            figure.suptitle(f'{figure.get_suptitle()}, scored by blocks'.removeprefix(', '))
         plotting.save(figure, folder / f'{name}{suffix}.png')
 
 

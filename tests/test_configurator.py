@@ -677,7 +677,8 @@ def test_fail(capsys, monkeypatch):
 
 @pytest.mark.parametrize('code, missing', [
     ('import absent.part', 'absent'), ('import half', 'absent'), ('require("os", "absent")', 'absent'),
-    ('import config.part', None), ('raise ModuleNotFoundError("x")', None), ('raise ImportError("x", name="absent")', None)])
+    ('import config.part', None), ('raise ModuleNotFoundError("x")', None),
+    ('raise ImportError("x", name="absent")', None)])
 def test_missing_package(script, tmp_path, code, missing):
     """A package that is not installed is one line with its name and the pip command; other errors keep the traceback,
     also that of a missing module in a package that exists."""
