@@ -37,6 +37,17 @@ def test_epochs_and_seeds_differ():
     assert len({int(epoch(1, e)[0] % 50) for e in range(20)}) > 5
 
 
+def test_fingerprint():
+    """Another length, or other tokens at the start, in the middle or at the end, give another fingerprint."""
+    tokens = np.zeros(300_000, np.uint8)
+    changed = [tokens.copy() for _ in range(3)]
+    for position, copy in zip((0, 150_000, -1), changed, strict=True):
+        copy[position] = 1
+    longer = [np.zeros(5_000_000 + i, np.uint8) for i in range(2)]  # not all of it is read
+    fingerprints = {dataloader.fingerprint(x) for x in (tokens, *changed, *longer)}
+    assert len(fingerprints) == 6 and dataloader.fingerprint(tokens.copy()) in fingerprints
+
+
 def test_order_is_random():
     """An epoch reads the windows in an order that has nothing to do with their positions."""
     starts = dataloader.train_windows(100_000, 50, 1, 0, 1999)
@@ -57,6 +68,7 @@ def test_val_windows():
     assert len(starts) == 25 and starts[0] == 0 and (np.diff(starts) == 40).all()
     assert np.array_equal(dataloader.val_windows(1001, 10, 10**9), np.arange(100) * 10)
     assert np.array_equal(dataloader.val_windows(11, 10, 5), [0])
+    assert dataloader.val_windows(1000, 10, 10**9).max() + 11 <= 1000  # the last target lies in the bin
 
 
 @pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=pytest.mark.cuda)])

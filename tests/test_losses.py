@@ -167,6 +167,24 @@ def test_float16_range_on_cuda(compiled):
         assert (ours - reference).norm() < 1e-2 * reference.norm()
 
 
+def test_improbable_targets_have_finite_losses():
+    """In float32, a target whose probability underflows has the loss of its distance to the largest logit."""
+    W = torch.tensor([[1.0], [0.0], [-1.0]], requires_grad=True)
+    ours = losses.mean_loss(losses.cross_entropy(3), torch.tensor([[200.0]]), W, torch.tensor([1]), 3)
+    ours.backward()
+    assert ours == 200 and W.grad.flatten().tolist() == [200, -200, 0]
+
+
+def test_only_matmuls_are_in_half_precision(monkeypatch):
+    """For bfloat16 hidden states, logits are rounded to bfloat16 and everything after them is in float32."""
+    monkeypatch.setattr(losses, 'chunk_rows', lambda C, device: 10)
+    for N in (1, 2, 3, 200):
+        h, W, y = head(N=N, rows=70, dtype=torch.bfloat16)
+        ours = losses.mean_loss(losses.cross_entropy(70), h, W, y, 70)
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours, F.cross_entropy(F.linear(h, W).float(), y), rtol=1e-5, atol=0)
+
+
 @pytest.mark.skipif(not hasattr(F, 'linear_cross_entropy'), reason='torch before 2.13 has no linear_cross_entropy')
 def test_cross_entropy_matches_torch():
     """Cross-entropy and its gradients equal those of F.linear_cross_entropy."""
