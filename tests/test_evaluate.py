@@ -100,6 +100,20 @@ def test_metrics_are_those_of_plain_pytorch(data, tmp_path):
     assert result['source'] == 'this test' and result['iteration'] == 7
 
 
+def test_ranks_are_those_of_the_logits(data, tmp_path):
+    """Top-1 and top-5 are those of the logits also where the probabilities underflow."""
+    model = save(tmp_path / 'm.pt', seed=5, scale=1e4)
+    result = evaluate(f'--checkpoint={tmp_path}/m.pt', f'--dataset={data}')
+    tokens = np.fromfile(data / 'val.bin', np.uint8)
+    log_p, y = token_log_probs(model, tokens, 255, 8), torch.from_numpy(tokens).long()
+    top5 = log_p.topk(5).indices == y[:, None]
+    assert (log_p[top5.any(1), y[top5.any(1)]] < -200).any()
+    for readout in result['readouts'].values():
+        assert readout['top1'] == pytest.approx(top5[:, 0].double().mean().item())
+        assert readout['top5'] == pytest.approx(top5.any(1).double().mean().item())
+    assert math.isfinite(result['readouts']['softmax']['perplexity'])
+
+
 def test_blocks_are_the_windows_of_training(data, tmp_path):
     """--blocks gives the nats and the objective of training's own evaluation of the same windows and the last one."""
     model = save(tmp_path / 'm.pt', loss='squentropy')
