@@ -54,6 +54,13 @@ def test_bootstrap_matches_a_loop():
                                np.quantile(ratios, [0.025, 0.975]), atol=0.01)
 
 
+def test_bootstrap_draws_every_unit():
+    """If one of ten units holds the whole sum, resamples hold it as often as a binomial variable, whichever it is."""
+    for unit in range(10):
+        low, high = statistics.bootstrap(10 * np.eye(10)[:, unit:unit + 1], np.ones(10), 5000, seed=1)[0]
+        assert (low, high) == (0, stats.binom.ppf(0.975, 10, 0.1))
+
+
 def test_bootstrap_covers():
     """95 % intervals contain the true mean in 175 to 199 of 200 simulations."""
     generator, covered = np.random.default_rng(1), 0
