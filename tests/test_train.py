@@ -85,6 +85,24 @@ def test_iterations_match_a_float64_loop(train, tmp_path, tiny_data, dtype, drop
         assert (saved[name].to(p) - p).norm() < tolerance * (p - initial[name]).norm(), name
 
 
+@pytest.mark.slow
+def test_compiled_run(tiny_data, tmp_path):
+    """A compiled run has the losses of one that is not, also with a schedule and an incomplete last batch of
+    evaluation, and compiles each function for one shape only."""
+    flags = ['--loss=squentropy', '--squentropy_schedule=linear', '--max_iters=6', '--log_interval=1',
+             '--eval_interval=3', '--eval_windows=7', '--gradient_accumulation_steps=2', '--device=cpu']
+    results = []
+    for compile in ('True', 'False'):
+        status, _, err = cold('train.py', *TINY, *flags, f'--dataset={tiny_data}', f'--out_dir={tmp_path}/{compile}',
+                              f'--compile={compile}', TORCH_LOGS='recompiles')
+        assert status == 0, err
+        if compile == 'True':
+            recompiled = re.findall(r'Recompiling function (\w+)', err)
+            assert recompiled == ['forward'], err  # for evaluation and for training
+        results.append([m.get('loss', m.get('val_nats')) for m in read(tmp_path / compile / 'metrics.jsonl')])
+    assert len(results[0]) > 8 and results[0] == pytest.approx(results[1], rel=1e-5)
+
+
 def test_muon_learning_rate(train, tmp_path):
     """--muon_learning_rate sets the rate of the blocks' matrices only, also when a resumed run changes it."""
     flags = ['--optimizer=muon', '--decay_lr=False', '--warmup_iters=0']
