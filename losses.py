@@ -141,7 +141,8 @@ def mean_loss(loss, hidden, weight, targets, C, compiled=False):
     if not isinstance(loss, LossCoefficients):
         total = _ChunkedLoss.apply(hidden, weight, targets, C, _custom_with_grad(loss), 1.0)
     elif compiled and loss.c:  # the logits exist, so the quadratic form costs nothing
-        with_grad = functools.partial(_family_with_grad, coefficients=_as_tensor(loss, hidden.device))
+        dtype = _at_least_float32(weight[:0]).dtype
+        with_grad = functools.partial(_family_with_grad, coefficients=_as_tensor(loss, dtype, hidden.device))
         total = _ChunkedLoss.apply(hidden, weight, targets, C, with_grad, FLOAT16_SCALE)
     else:
         total = 0.0
@@ -263,10 +264,8 @@ def _cross_entropy_with_grad(logits, targets, C, scale, z=0.0):
 
 
 @functools.lru_cache(maxsize=1)
-def _as_tensor(loss, device):
-    # as numbers, they would compile the function again in each iteration of a schedule; float64, where there is one,
-    # does not change the dtype of a result, since they have no dimension
-    coefficients = torch.tensor(loss, dtype=torch.float32 if device.type == 'mps' else torch.float64)
+def _as_tensor(loss, dtype, device):
+    coefficients = torch.tensor(loss, dtype=dtype)  # as numbers, each iteration of a schedule would compile again
     return coefficients.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else coefficients.to(device)
 
 
