@@ -304,10 +304,11 @@ def load_windows(tokens, starts, block_size, device):
 
 def story_bounds(tokens, eot):
     """Return the bounds (S + 1,) of S stories: story i is tokens[bounds[i]:bounds[i + 1]], end-of-text id included."""
-    bounds = [np.zeros(1, np.int64), np.flatnonzero(tokens == eot) + 1]
-    if len(bounds[1]) == 0 or bounds[1][-1] < len(tokens):
-        bounds.append(np.array([len(tokens)]))  # the last story is truncated
-    return np.concatenate(bounds)
+    bounds = [np.zeros(1, np.int64)]
+    for i in range(0, len(tokens), 2**24):  # in chunks, so that a large split needs little memory
+        bounds.append(np.flatnonzero(tokens[i:i + 2**24] == eot) + i + 1)
+    bounds = np.concatenate(bounds)
+    return bounds if bounds[-1] == len(tokens) else np.append(bounds, len(tokens))  # the last story can be truncated
 
 
 def story_windows(bounds, block_size, stride):
@@ -318,14 +319,14 @@ def story_windows(bounds, block_size, stride):
     longer than block_size the window slides by stride, 1 <= stride <= block_size, so that scored tokens
     have at least block_size - stride tokens of context.
     """
-    windows = []
-    for begin, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-        start = done = begin
-        while done < end:
-            stop = min(start + block_size, end)
-            windows.append((start, stop - start, stop - done))
-            done, start = stop, start + stride
-    return np.array(windows)
+    begin, end = bounds[:-1], bounds[1:]
+    count = 1 + np.maximum(0, -((begin + block_size - end) // stride))  # windows of each story
+    begin, end, first = (np.repeat(x, count) for x in (begin, end, np.cumsum(count) - count))
+    number = np.arange(len(begin)) - first  # of a window in its story
+    start = begin + number * stride
+    stop = np.minimum(start + block_size, end)
+    done = np.where(number == 0, start, start - stride + block_size)  # where the window before stopped
+    return np.stack([start, stop - start, stop - done], axis=1)
 
 
 def block_windows(n_tokens, block_size):
