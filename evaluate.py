@@ -53,7 +53,7 @@ import numpy as np
 from tqdm import tqdm
 
 import losses
-from nanoloss import dataloader, distributed, evaluation_report, link, run_dir, scoring, statistics
+from nanoloss import calibration, dataloader, distributed, evaluation_report, link, run_dir, scoring, statistics
 from nanoloss.checkpoint import load_checkpoint, match_dataset, restore_model
 from nanoloss.device import choose_device, prepare_cpu
 from nanoloss.paths import ROOT
@@ -104,7 +104,7 @@ def check_comparable(a, b):
     if per_byte:
         same_text = np.array_equal(data_a.text_bytes(a.tokenizer), data_b.text_bytes(b.tokenizer))
     else:
-        same_text = np.array_equal(data_a.tokens, data_b.tokens) and np.array_equal(data_a.unit, data_b.unit)
+        same_text = np.array_equal(data_a.tokens, data_b.tokens) and np.array_equal(data_a.bounds, data_b.bounds)
     if not same_text:
         hint = 'use --blocks=False to pair stories' if blocks else 'pass --dataset, or prepare both from the same text'
         fail(f'{split}.bin in {a.folder} for {a.path} and in {b.folder} for {b.path} do not hold the same {UNITS}; '
@@ -114,43 +114,40 @@ def check_comparable(a, b):
 # score ------------------------------------------------------------------------
 
 def score(run):
-    """Score a run; every rank must call this. Sets run.temperature, run.mix and, for each scored token, run.figures
-    (see scoring.score_tokens). Raises ValueError if a loss is not finite."""
+    """Score a run; every rank must call this. Sets run.calibration, run.calibration_tokens and run.totals (see
+    scoring.Totals). Raises ValueError if a loss is not finite."""
     data, val = run.splits[split], run.splits['val']
     # Each half of val.bin is scored with the calibration fitted on the other half, any other split with the one fitted
     # on all of val.bin.
     cross_fit = split == 'val' and val.n_units > 1
-    fold = val.unit % 2 if cross_fit else np.zeros(len(val.tokens), np.int64)
-    run.temperature, run.mix = scoring.fit_calibration(run.loss, val.states, fold)
+    states = val.states.subset(calibration.FIT_TOKENS)
+    fitted = calibration.fit_calibration(run.loss, states, val.unit(states.positions()) % 2 if cross_fit else None)
+    if not fitted.converged and distributed.is_master:
+        print(f'warning: the calibration of {run.path} did not converge in {calibration.MAX_PASSES} passes; the best '
+              'values found are used', file=sys.stderr)
+    run.calibration, run.calibration_tokens = fitted, states.n_tokens
     if split != 'val':
-        val.states.cache = None  # free memory for the other split
-    use = 1 - fold if cross_fit else np.zeros(len(data.tokens), np.int64)
-    figures = scoring.score_tokens(run.loss, data.states, len(data.tokens), run.mix[use], run.temperature[use])
+        states = val.states.cache = None  # free memory for the other split
+
+    def parameters(positions):
+        fold = 1 - data.unit(positions) % 2 if cross_fit else np.zeros(len(positions), np.int64)
+        return fitted.inverse_temperature[fold], fitted.mix[fold]
+    run.totals = scoring.Totals(data)
+    for batch in scoring.score_tokens(run.loss, data.states, parameters):
+        run.totals.add(*batch)
+    run.totals.finish()
     data.states.cache = None
-    assert (figures.pop('times_scored') == data.scored).all()
-    readouts = {name: {key: x[data.scored] for key, x in figures.pop(name).items()} for name in scoring.READOUTS}
-    for readout in readouts.values():
-        readout['top1'], readout['top5'] = readout['rank'] < 1, readout['rank'] < 5
-    run.figures = {key: x[data.scored] for key, x in figures.items()} | readouts | {'position': data.positions()}
-    if not np.isfinite(run.figures['objective']).all():
+    if not math.isfinite(run.totals.objective):
         raise ValueError(f'{run.path}: the loss is not finite; the weights are damaged or training diverged; '
                          'pass another checkpoint')
 
 
-def finite_mean(x):
-    """Return the mean of x (n,), or None if it is not finite."""
-    mean = float(x.mean(dtype=np.float64))
-    return mean if math.isfinite(mean) else None
-
-
 def summarize(run):
-    """Compute the metrics of a scored run: sets run.sums, run.sizes and run.result, which is what --json prints."""
-    data, n = run.splits[split], len(run.figures['objective'])
-    run.sizes = data.sum_per_unit(np.ones(n))
-    run.sums = {name: {key: data.sum_per_unit(run.figures[name][key]) for key in ('nats', 'top1', 'top5', 'brier')}
-                for name in scoring.READOUTS}
-    columns = [run.sums[name][key] for name in scoring.READOUTS for key in ('nats', 'top1')]
-    intervals = statistics.bootstrap(np.stack(columns, 1), run.sizes, bootstrap, seed).tolist()
+    """Compute the metrics of a scored run: sets run.result, which is what --json prints."""
+    data, totals = run.splits[split], run.totals
+    n, sums, sizes = totals.tokens, totals.sums, data.sizes
+    columns = [sums[key][i] for i in range(len(scoring.READOUTS)) for key in ('nats', 'top1')]
+    intervals = statistics.bootstrap(np.stack(columns, 1), sizes, bootstrap, seed).tolist()
     if run.tokenizer.kind == 'ids':
         n_bytes = None
     elif run.meta:
@@ -159,23 +156,22 @@ def summarize(run):
         n_bytes = int(data.text_bytes(run.tokenizer).sum())
     readouts = {}
     for i, name in enumerate(scoring.READOUTS):
-        figures = run.figures[name]
-        total = {key: float(x.sum()) for key, x in run.sums[name].items()}
-        nats = total['nats'] / n
+        total = {key: float(x[i].sum()) for key, x in sums.items()}
+        nats, counts = total['nats'] / n, totals.calibration_counts(i)
         readouts[name] = {
             'nats': nats, 'nats_interval': intervals[2 * i], 'perplexity': statistics.perplexity(nats),
             'bits_per_byte': total['nats'] / math.log(2) / n_bytes if n_bytes else None,
             'top1': total['top1'] / n, 'top1_interval': intervals[2 * i + 1], 'top5': total['top5'] / n,
-            'ece_width': statistics.ece(figures['confidence'], figures['top1']),
-            'ece_mass': statistics.ece(figures['confidence'], figures['top1'], mass=True),
-            'brier': float(figures['brier'].mean(dtype=np.float64))}
+            'ece_width': statistics.ece(*counts), 'ece_mass': statistics.ece(*counts, mass=True),
+            'brier': total['brier'] / n}
     interval = None
     if random_batches:
-        block_means = (run.sums['softmax']['nats'] / run.sizes)[:max(1, data.n_units - 1)]  # the last block is shorter
+        block_means = (sums['nats'][0] / sizes)[:max(1, data.n_units - 1)]  # the last block is shorter
         interval = statistics.random_batches(block_means, random_batches * batch_size, bootstrap, seed).tolist()
     # relative to the repository, because results are shared between machines
     folder = run.folder.relative_to(ROOT) if run.folder.is_relative_to(ROOT) else run.folder
     scale = losses.reported_scale(run.loss, run.model.config.vocab_size)
+    u, mix = run.calibration.inverse_temperature.tolist(), run.calibration.mix.tolist()
     run.result = {
         'checkpoint': str(run.path), 'loss': run.checkpoint['loss']['name'],
         'coefficients': run.checkpoint['loss']['coefficients'], 'iteration': run.checkpoint.get('iter_num'),
@@ -184,20 +180,25 @@ def summarize(run):
         'tokenizer': run.tokenizer.kind, 'vocab_size': run.tokenizer.vocab_size,
         'block_size': run.model.config.block_size, 'mode': UNITS, 'stride': run.stride, 'random_batches': interval,
         'environment': run.checkpoint.get('environment', {}), UNITS: data.n_units, 'tokens': n, 'bytes': n_bytes,
-        'objective': finite_mean(run.figures['objective']) * scale,
-        'raw_link_sum': finite_mean(run.figures['link_sum']),
-        'raw_link_negative': finite_mean(run.figures['link_negative']), 'link_mix': link.LINK_MIX,
-        'calibrated_on': f'val.bin, {len(run.mix)} folds' if len(run.mix) > 1 else 'val.bin',
-        'calibration_temperature': run.temperature.tolist(), 'calibration_mix': run.mix.tolist(), 'readouts': readouts}
+        'objective': totals.objective / n * scale, 'raw_link_sum': finite_or_none(totals.link_sum / n),
+        'raw_link_negative': finite_or_none(totals.link_negative / n), 'link_mix': link.LINK_MIX,
+        'calibrated_on': f'val.bin, {len(mix)} folds' if len(mix) > 1 else 'val.bin',
+        'calibration_tokens': run.calibration_tokens,
+        'calibration_temperature': [1 / x if x else None for x in u],  # None: infinite
+        'calibration_mix': mix, 'readouts': readouts}
+
+
+def finite_or_none(x):
+    return x if math.isfinite(x) else None
 
 
 def compare_runs(a, b):
     """Return the paired differences of two runs, a minus b, in every readout."""
-    sizes = a.splits[split].text_bytes(a.tokenizer) if per_byte else a.sizes
+    sizes = a.splits[split].text_bytes(a.tokenizer) if per_byte else a.splits[split].sizes
     metrics = {'bits_per_byte': 'nats'} if per_byte else {'nats': 'nats', 'top1': 'top1'}
     scale = 1 / math.log(2) if per_byte else 1.0
-    columns = np.stack([scale * (a.sums[name][key] - b.sums[name][key])
-                        for key in metrics.values() for name in scoring.READOUTS], 1)
+    columns = np.stack([scale * (x - y) for key in metrics.values()
+                        for x, y in zip(a.totals.sums[key], b.totals.sums[key], strict=True)], 1)
     differences = (columns.sum(0) / sizes.sum()).tolist()
     intervals = statistics.bootstrap(columns, sizes, bootstrap, seed).tolist()
     p_values = statistics.sign_flip(columns, bootstrap, seed).tolist()
@@ -249,12 +250,12 @@ if arrays:
         train = dataloader.open_bin(runs[0].folder, 'train', runs[0].meta)
         limit = runs[0].checkpoint['config'].get('train_tokens')
         train = train[:limit if type(limit) is int and limit > 0 else None]
-        evaluation_report.save_arrays(arrays, runs[0].splits[split], runs[0].figures, train)
+        evaluation_report.save_arrays(arrays, runs[0].totals, train)
     except (OSError, ValueError) as e:
         fail(f'--arrays={arrays}: {e}')
 if plots:
     try:
-        evaluation_report.draw_figures(plots, [run.result for run in runs], [run.figures for run in runs])
+        evaluation_report.draw_figures(plots, [run.result for run in runs], [run.totals for run in runs])
     except OSError as e:
         fail(f'--plots={plots}: {e}')
 if json:

@@ -33,7 +33,7 @@ signals.install_excepthook('use a machine with more memory')
 
 import torch
 
-from nanoloss import dataloader, launcher, scoring
+from nanoloss import calibration, dataloader, launcher, scoring
 from nanoloss.checkpoint import crop_vocab, load_checkpoint, match_dataset, restore_model
 from nanoloss.convert import save_hugging_face_tokenizer, to_hugging_face_model
 from nanoloss.device import prepare_cpu
@@ -65,7 +65,7 @@ def fit_temperature(model, tokenizer, name):
     folder, meta = match_dataset(checkpoint, tokenizer, name)
     stride = None if tokenizer.eot is None else max(1, model.config.block_size // 2)
     states = scoring.Split(model, dataloader.open_bin(folder, 'val', meta), tokenizer.eot, 16, stride).states
-    temperature, nats = scoring.fit_softmax_temperature(states)
+    temperature, nats = calibration.fit_softmax_temperature(states)
     if 1e-6 < temperature < 1e4:
         return temperature, nats
     if calibrate:

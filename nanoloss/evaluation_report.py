@@ -51,7 +51,7 @@ def format_table(result, resamples, random_batches=0, batch_size=0):
         raw_link = (f"sums to {r['raw_link_sum']:.4f} per token, of which {r['raw_link_negative']:.4f} is negative "
                     '(means)')
     folds = f'two-fold cross-fitting over {units}' if len(r['calibration_mix']) > 1 else 'all of it'
-    pairs = ', '.join(f'T {t:.3f} mix {m:.3f}'
+    pairs = ', '.join(f'T {"infinite" if t is None else f"{t:.3f}"} mix {m:.3g}'
                       for t, m in zip(r['calibration_temperature'], r['calibration_mix'], strict=True))
     lines = [
         printable(f"checkpoint   {r['checkpoint']}: {r['loss']}, iteration {r['iteration'] or 0:,}"),
@@ -94,7 +94,7 @@ def format_comparison(result, resamples):
     return '\n'.join(lines)
 
 
-def save_arrays(path, data, figures, train):
+def save_arrays(path, totals, train):
     """Write what compare.py needs of a checkpoint besides the JSON, a .npz file. Raises OSError.
 
     Its arrays, where readouts are in the order of scoring.READOUTS:
@@ -107,35 +107,31 @@ def save_arrays(path, data, figures, train):
 
     Args:
         path: the file.
-        data: the scoring.Split that was scored.
-        figures: see :func:`draw_figures`; the readouts have 'brier' too.
+        totals: the scoring.Totals of the split.
         train: (n_train,), the token ids that the model was trained on.
     """
-    readouts = [x for x in figures.values() if isinstance(x, dict)]
-    contents = {key: [data.sum_per_unit(readout[key]) for readout in readouts] for key in ('nats', 'top1', 'brier')}
-    contents['tokens'] = np.bincount(data.unit[data.scored], minlength=data.n_units).astype(np.float64)
+    contents = {key: totals.sums[key] for key in ('nats', 'top1', 'brier')} | {'tokens': totals.counts}
     contents['calibration'] = []
-    for readout in readouts:
-        groups = np.stack(statistics.calibration(readout['confidence'], readout['top1'], mass=True), 1)
+    for i in range(len(totals.confidences)):
+        groups = np.stack(statistics.calibration(*totals.calibration_counts(i), mass=True), 1)
         contents['calibration'].append(np.pad(groups, ((0, 15 - len(groups)), (0, 0))))
-    ids = data.tokens[data.scored]
-    vocab_size = int(max(ids.max(), train.max())) + 1
+    ids = np.flatnonzero(totals.by_id[0])
+    vocab_size = max(len(totals.by_id[0]), int(train.max()) + 1)
     # in chunks, because bincount converts its input to int64
     occurrences = sum(np.bincount(train[i:i + 2**24], minlength=vocab_size) for i in range(0, len(train), 2**24))
     group = np.floor(np.log2(np.maximum(occurrences[ids], 1))).astype(int)
-    columns = [2.0 ** np.arange(group.max() + 1), np.bincount(group)]
-    contents['frequency'] = np.column_stack(columns + [np.bincount(group, readout['nats']) for readout in readouts])
+    columns = [2.0 ** np.arange(group.max() + 1), *(np.bincount(group, x) for x in totals.by_id[:, ids])]
+    contents['frequency'] = np.column_stack(columns)
     np.savez_compressed(path, **contents)
 
 
-def draw_figures(folder, results, figures):
+def draw_figures(folder, results, totals):
     """Draw reliability.png and positions.png in a folder.
 
     Args:
         folder: an existing folder.
         results: the result of each checkpoint.
-        figures: for each checkpoint, a dict of the scored tokens (n,): 'position' in the story or block, from 1, and
-            for each readout a dict with 'nats', 'confidence' and 'top1'.
+        totals: the scoring.Totals of each checkpoint.
     Raises OSError if a file cannot be written.
     """
     from nanoloss import plotting  # imports matplotlib
@@ -144,19 +140,18 @@ def draw_figures(folder, results, figures):
         names = [Path(result['checkpoint']).parent.name for result in results]
     if len(set(names)) < len(names):
         names = [result['checkpoint'] for result in results]
-    draw_reliability(plotting, f'{folder}/reliability.png', names, results, figures)
-    draw_positions(plotting, f'{folder}/positions.png', names, results, figures)
+    draw_reliability(plotting, f'{folder}/reliability.png', names, results, totals)
+    draw_positions(plotting, f'{folder}/positions.png', names, results, totals)
 
 
-def draw_reliability(plotting, path, names, results, figures):
+def draw_reliability(plotting, path, names, results, totals):
     """Accuracy against confidence in 15 groups of equal mass, for each readout; a panel for each checkpoint."""
     height = 4.1 if len(results) > 1 else 5.2
     figure, axes = plotting.plt.subplots(1, len(results), figsize=(plotting.WIDTH, height), squeeze=False, sharey=True)
-    for ax, name, result, tokens in zip(axes[0], names, results, figures, strict=True):
+    for ax, name, result, total in zip(axes[0], names, results, totals, strict=True):
         ax.plot([0, 1], [0, 1], color=plotting.GRAY, linewidth=1)
         for i, readout in enumerate(result['readouts']):
-            _, confidence, accuracy = statistics.calibration(tokens[readout]['confidence'], tokens[readout]['top1'],
-                                                             mass=True)
+            _, confidence, accuracy = statistics.calibration(*total.calibration_counts(i), mass=True)
             ax.plot(confidence, accuracy, **plotting.readout_style(i),
                     label=f"{readout} {result['readouts'][readout]['ece_mass']:.3f}")
         ax.set(xlabel='confidence of the top-1 prediction', xlim=(0, 1), ylim=(0, 1), aspect='equal',
@@ -166,18 +161,18 @@ def draw_reliability(plotting, path, names, results, figures):
     plotting.save(figure, path)
 
 
-def draw_positions(plotting, path, names, results, figures):
+def draw_positions(plotting, path, names, results, totals):
     """Nats per token against the position of the token in its story or block, in up to 40 logarithmic groups."""
     figure, ax = plotting.plt.subplots(figsize=(plotting.WIDTH, 4.3))
-    for number, (name, result, tokens) in enumerate(zip(names, results, figures, strict=True)):
-        position = tokens['position']
-        edges = np.unique(np.geomspace(1, position.max() + 1, 40).astype(int))
-        _, group = np.unique(np.searchsorted(edges, position, side='right'), return_inverse=True)  # no empty groups
-        counts = np.bincount(group)
+    for number, (name, result, total) in enumerate(zip(names, results, totals, strict=True)):
+        tokens, *nats = total.by_position
+        position = np.arange(1, len(tokens) + 1)
+        edges = np.unique(np.geomspace(1, len(tokens) + 1, 40).astype(int))
+        group = np.searchsorted(edges, position, side='right') - 1  # none is empty
+        counts = np.bincount(group, tokens)
         for i, readout in enumerate(result['readouts']):
-            nats = np.bincount(group, tokens[readout]['nats'])
             style = {**plotting.readout_style(i), 'linestyle': plotting.LINE_STYLES[number]}
-            ax.plot(np.bincount(group, position) / counts, nats / counts, **style,
+            ax.plot(np.bincount(group, position * tokens) / counts, np.bincount(group, nats[i]) / counts, **style,
                     label=f'{name}, {readout}' if len(results) > 1 else readout)
         ax.axvline(result['block_size'], color=plotting.GRAY, linewidth=1, zorder=0)
     unit = 'block' if results[0]['mode'] == 'blocks' else 'story'

@@ -6,7 +6,7 @@ readout is a map from logits to probabilities:
 
     softmax      softmax of the logits
     link         (1 - LINK_MIX) * link + LINK_MIX * softmax
-    calibrated   (1 - mix) * link^(1/temperature) / Z + mix * softmax, with temperature and mix fitted on val.bin
+    calibrated   (1 - mix) * link^(1/temperature) / Z + mix / C, with temperature and mix fitted on val.bin
 
 Shapes: n or N tokens, C classes (the tokenizer's vocabulary), d the width of the model.
 """
@@ -21,6 +21,8 @@ import losses
 # log-likelihood is infinite. Chosen once on val.bin and used for all losses (docs/evaluation.md).
 LINK_MIX = 0.1
 LOG_ZERO = -40.0  # replaces log 0 before temperature scaling: infinities and denormals are 20 times slower on a CPU
+MAX_STEPS = 24  # of the projection onto the simplex
+LN2 = math.log(2)
 
 
 def link(loss, logits):
@@ -43,9 +45,9 @@ def link(loss, logits):
 
     Away from the minimum the ratios r_j need not form a distribution. They are projected onto the probability simplex
     (:func:`project_to_simplex`). The true p lies in the simplex, so the projection only moves r closer to it. For
-    plain MSE the result is sparsemax (Martins & Astudillo, arXiv:1602.02068). Before the projection, ratios are
-    clamped to [-1, 1] and a denominator that is not positive gives 1, so the probabilities keep the order of the
-    logits.
+    plain MSE the result is sparsemax (Martins & Astudillo, arXiv:1602.02068). A denominator that is not positive is
+    replaced by a tiny positive one, so the ratio is above all others (below them if the numerator is negative), and
+    the probabilities keep the order of the logits.
 
     Args:
         loss: LossCoefficients, or a custom loss. The link of a custom loss is its attribute `link`, a function
@@ -60,13 +62,11 @@ def link(loss, logits):
     """
     if logits.dtype not in (torch.float32, torch.float64):
         raise TypeError(f'link needs float32 or float64 logits, got {logits.dtype}; convert them with .float()')
-    softmax = F.softmax(logits, dim=-1)
     if has_softmax_link(loss):
-        return softmax
+        return F.softmax(logits, dim=-1)
     if not isinstance(loss, losses.LossCoefficients):
         return loss.link(logits)
-    numerator, denominator = link_ratio(loss, logits, softmax)
-    return project_to_simplex((numerator / denominator.clamp_(min=1e-30)).clamp_(-1, 1))
+    return project_to_simplex(link_ratio(loss, logits, F.softmax(logits, dim=-1) if loss.c else None))
 
 
 def has_softmax_link(loss):
@@ -77,111 +77,141 @@ def has_softmax_link(loss):
 
 
 def link_ratio(loss, logits, softmax):
-    """Return the numerator and the denominator of the link (see :func:`link`), without the projection: two tensors
-    (n, C). `softmax` is the softmax of the logits."""
+    """Return the ratios (n, C) of the link (see :func:`link`), without the projection. `softmax` is the softmax of the
+    logits, or None if loss.c is 0."""
     if loss.centred:
         logits = logits - logits.mean(-1, keepdim=True)
-    numerator = loss.c * softmax + 2 * loss.a2 * logits + loss.a1
-    denominator = loss.c - loss.b1 - 2 * loss.b2 * logits
-    if loss.centred:  # the common value of the derivatives
-        excess = (numerator / denominator).sum(-1, keepdim=True) - 1
-        numerator -= excess / (1 / denominator).sum(-1, keepdim=True)
-    return numerator, denominator
+    k = loss.c or 1.0  # divides numerator and denominator
+    numerator = torch.add(softmax, logits, alpha=2 * loss.a2 / k) if loss.c else logits * (2 * loss.a2)
+    if loss.a1:
+        numerator += loss.a1 / k
+    denominator = constant = logits.new_full((), (loss.c - loss.b1) / k)
+    if loss.b2:
+        denominator = torch.add(constant, logits, alpha=-2 * loss.b2 / k)
+    if loss.centred:  # subtract the common value of the derivatives
+        inverse = torch.where(denominator > 0, 1 / denominator, 0)
+        excess = (numerator * inverse).sum(-1, keepdim=True) - 1
+        numerator -= excess / inverse.expand_as(logits).sum(-1, keepdim=True)
+    return numerator.div_(denominator.clamp_(min=1e-20))
 
 
 def project_to_simplex(r):
-    """Return the Euclidean projection of each row of r (n, C) onto the probability simplex.
-
-    The projection is max(r - tau, 0), with tau such that the row sums to 1. tau is found by Newton's method from
-    below: each step removes the excess mass evenly from the positive entries (Michelot 1986). It terminates after
-    finitely many steps, usually five to ten.
-    """
-    # on a CPU, small chunks stay in cache and take half the time
-    rows = max(1, 2**17 // r.size(-1)) if r.device.type == 'cpu' else len(r)
-    return torch.cat([_project_chunk(chunk) for chunk in r.split(rows)])
+    """Return the Euclidean projection of each row of r (n, C) onto the probability simplex: max(r - tau, 0), with tau
+    such that the row sums to 1."""
+    # on a CPU, blocks that stay in cache take half the time
+    return torch.cat([_project(block.clone()) for block in r.split(block_rows(*r.shape, r.device))])
 
 
-def _project_chunk(r):
-    largest = r.amax(-1, keepdim=True)
-    upper = torch.nextafter(largest, largest - 1)  # below the largest entry, so that at least one stays positive
-    tau = torch.maximum(largest - 1, (r.sum(-1, keepdim=True) - 1) / r.size(-1)).minimum(upper)
-    tolerance = 1e-6 if r.dtype == torch.float32 else 1e-13
-    while True:
-        p = (r - tau).clamp_(min=0)
-        mass = p.sum(-1, keepdim=True)
-        next_tau = (tau + (mass - 1) / p.sign().sum(-1, keepdim=True)).minimum(upper)
-        if not ((mass > 1 + tolerance) & (next_tau > tau)).any():  # also false for NaN
-            return p.div_(mass)
-        tau = torch.maximum(tau, next_tau)
+def _project(r):
+    excess, _ = subtract_threshold(r)
+    p = excess.relu_()
+    return p.div_(p.sum(-1, keepdim=True))
 
 
-def log_link(loss, logits):
-    """Return log link(loss, logits), (n, C), with LOG_ZERO where the link is 0."""
-    if has_softmax_link(loss):
-        return F.log_softmax(logits, dim=-1)
-    return link(loss, logits).clamp_(min=math.exp(LOG_ZERO)).log_()
+def subtract_threshold(r, tau=None):
+    """Subtract tau (n, 1) from r (n, C), in place, so that the positive entries of each row are its projection onto
+    the probability simplex (and the largest entry is positive). Return (r, tau).
 
-
-def log_tempered(log_link, temperature):
-    """Return log (link^(1/temperature) / Z), (n, C), for log_link (n, C) and temperature (n, 1)."""
-    return F.log_softmax(log_link / temperature, dim=-1)
-
-
-def token_probs(loss, logits, targets, mix, temperature=None):
-    """Return the probabilities of all classes and the negative log-likelihood of the targets, for the readout
-
-        p = (1 - mix) * link^(1/temperature) / Z + mix * softmax
-
-    mix=1.0 without a temperature is the softmax readout, mix=LINK_MIX without a temperature the link readout, and a
-    fitted pair the calibrated readout.
+    Newton's method from below: each step removes the excess mass evenly from the positive entries (Michelot 1986). It
+    terminates after finitely many steps, usually five. A test for the end would make the host wait for a GPU, so the
+    number of steps is fixed there; if they do not suffice, the positive entries sum to more than 1.
 
     Args:
-        loss: LossCoefficients or a custom loss.
-        logits: (n, C), float32 or float64.
-        targets: (n,), class indices.
-        mix, temperature: numbers, or tensors (n, 1).
-
-    Returns:
-        (probs, nll): (n, C) and (n,), nll in nats.
+        tau: the result of an earlier call for the same r, which saves the search.
     """
-    softmax = F.softmax(logits, dim=-1)
-    if temperature is None and (has_softmax_link(loss) or isinstance(mix, float) and mix == 1):
-        return softmax, F.cross_entropy(logits, targets, reduction='none')
-    index = targets[:, None]
-    if temperature is None:
-        q = link(loss, logits)
-        log_q = q.gather(1, index).log()
-    else:
-        q = log_tempered(log_link(loss, logits), temperature)
-        log_q = q.gather(1, index)
-        q = q.exp_()
-    mix = torch.as_tensor(mix, dtype=q.dtype, device=q.device)
-    log_softmax = -F.cross_entropy(logits, targets, reduction='none')[:, None]
-    nll = -torch.logaddexp(log_q + torch.log1p(-mix), log_softmax + mix.log())
-    return q.mul_(1 - mix).add_(softmax.mul_(mix)), nll.squeeze(1)
+    # the projection does not depend on a constant, and differences of large ratios would lose their digits
+    largest = r.amax(-1, keepdim=True)
+    shift = (largest - 1).clamp_(min=0)
+    on_cpu = r.device.type == 'cpu'
+    if not on_cpu or shift.any():
+        r.sub_(shift)
+    if tau is not None:
+        return r.sub_(tau), tau
+    largest -= shift
+    upper = torch.nextafter(largest, largest - 1)  # below the largest entry, so that at least one stays positive
+    tau = torch.maximum(largest - 1, (r.sum(-1, keepdim=True) - 1) / r.size(-1)).minimum(upper)
+    tolerance = 1e-5 if r.dtype == torch.float32 else 1e-10  # the last step leaves much less
+    buffer = torch.empty_like(r)
+    for _ in range(MAX_STEPS):
+        mass = torch.sub(r, tau, out=buffer).relu_().sum(-1, keepdim=True)
+        count = torch.gt(r, tau, out=buffer).sum(-1, keepdim=True)  # in floating point, because it is faster
+        last, tau = tau, torch.maximum(tau, (tau + (mass - 1) / count).minimum(upper))
+        if on_cpu and not ((mass > 1 + tolerance) & (tau > last)).any():  # also for NaN
+            break
+    return r.sub_(tau), tau
+
+
+def block_rows(n, C, device):
+    """Return the number of rows of n x C numbers to process at a time: about 2 MB of float32 on a CPU, so that a few
+    temporary results stay in its cache, and all of them elsewhere."""
+    return max(1, 2**19 // C) if device.type == 'cpu' else max(1, n)
+
+
+def logit_blocks(hidden, weight):
+    """Yield (slice of the tokens, their logits) for hidden (N, d) and weight (C, d), one block of tokens at a time.
+
+    At most one chunk of logits (losses.chunk_rows) is held in memory.
+    """
+    C = len(weight)
+    rows = losses.chunk_rows(C, hidden.device)
+    for i in range(0, len(hidden), rows):
+        chunk = F.linear(hidden[i:i + rows], weight)
+        size = block_rows(*chunk.shape, chunk.device)
+        for j in range(0, len(chunk), size):
+            logits = chunk[j:j + size]
+            yield slice(i + j, i + j + len(logits)), logits
+
+
+def softmax_nll(logits, targets):
+    """Return (softmax (n, C), its largest entry (n, 1), log Z (n, 1), cross-entropy (n, 1)) of logits (n, C)."""
+    softmax = torch.softmax(logits, dim=-1)
+    top = softmax.amax(-1, keepdim=True)
+    # log Z = f_j - log p_j for any j; the most likely class has the most accurate p_j
+    log_Z = logits.amax(-1, keepdim=True) - top.log()
+    return softmax, top, log_Z, log_Z - logits.gather(1, targets[:, None])
+
+
+def mixed_nll(p_y, cross_entropy, mix):
+    """Return the negative log-likelihood of (1 - mix) * link + mix * softmax, for the link p_y of the true class and
+    the cross-entropy, in log space, since softmax can underflow."""
+    log_softmax = (math.log(mix) if mix else -math.inf) - cross_entropy
+    return -torch.logaddexp(torch.log((1 - mix) * p_y), log_softmax)
 
 
 def token_nll(loss, logits, targets, mix=LINK_MIX):
     """Return the negative log-likelihood (n,) of the targets (n,) under p = (1 - mix) * link + mix * softmax.
 
-    If the link of the loss is softmax, this is the cross-entropy of the logits (n, C), bit for bit.
+    If the link of the loss is softmax, this is the cross-entropy of the logits (n, C).
     """
-    log_softmax = -F.cross_entropy(logits, targets, reduction='none')
+    return _token_scores(loss, logits, targets, mix)[1]
+
+
+def _token_scores(loss, logits, targets, mix=LINK_MIX):
+    """Return the part of the training loss that is not quadratic, and the nll in the link readout, both (n,)."""
+    softmax, _, log_Z, cross_entropy = softmax_nll(logits, targets)
+    objective = partial_objective(loss, logits, targets, log_Z, cross_entropy)
     if has_softmax_link(loss):
-        return -log_softmax
-    p = link(loss, logits).gather(1, targets[:, None]).squeeze(1)
-    # in log space, since softmax can underflow
-    return -torch.logaddexp(torch.log((1 - mix) * p), log_softmax + (math.log(mix) if mix else -math.inf))
+        return objective, cross_entropy.squeeze(1)
+    if isinstance(loss, losses.LossCoefficients):
+        p, _ = subtract_threshold(link_ratio(loss, logits, softmax))
+        p_y = p.gather(1, targets[:, None]).relu_()
+    else:
+        p_y = loss.link(logits).gather(1, targets[:, None])
+    return objective, mixed_nll(p_y, cross_entropy, mix).squeeze(1)
 
 
-def token_objective(loss, hidden, weight, logits, targets, C):
-    """Return the training loss (n,) of each token, given hidden (n, d), weight (C, d) and their product, the logits
-    (n, C)."""
+def partial_objective(loss, logits, targets, log_Z, cross_entropy):
+    """Return the training loss (n,) of each token without its quadratic part (losses.quadratic_term)."""
     if not isinstance(loss, losses.LossCoefficients):
         return loss(logits, targets)
-    cross_entropy = F.cross_entropy(logits, targets, reduction='none')
-    total = losses.quadratic_term(loss, hidden, weight, targets, C) + loss.c * cross_entropy
-    return total + loss.z * logits.logsumexp(-1) ** 2 if loss.z else total
+    return (loss.c * cross_entropy + loss.z * log_Z ** 2).squeeze(1)
+
+
+def quadratic_term(loss, hidden, weight, targets, C):
+    """Return the quadratic part of the training loss (N,), or 0 if there is none."""
+    if not isinstance(loss, losses.LossCoefficients) or not any(loss[1:6]):
+        return 0
+    return losses.quadratic_term(loss, hidden, weight, targets, C)
 
 
 @torch.no_grad()
@@ -199,12 +229,35 @@ def score_batch(loss, hidden, weight, targets, C):
         (objective, nll): both (N,), float32.
     """
     hidden, targets = hidden.reshape(-1, hidden.size(-1)), targets.reshape(-1)
-    objective, nll = [], []
     with torch.autocast(hidden.device.type, enabled=False):
         hidden, weight = hidden.float(), weight[:C].float()
-        rows = losses.chunk_rows(C, hidden.device)
-        for h, y in zip(hidden.split(rows), targets.split(rows), strict=True):
-            logits = F.linear(h, weight)
-            objective.append(token_objective(loss, h, weight, logits, y, C))
-            nll.append(token_nll(loss, logits, y))
-    return torch.cat(objective), torch.cat(nll)
+        parts = [_token_scores(loss, logits, targets[part]) for part, logits in logit_blocks(hidden, weight)]
+        objective, nll = map(torch.cat, zip(*parts, strict=True))
+        return objective + quadratic_term(loss, hidden, weight, targets, C), nll
+
+
+def log2_softmax(logits):
+    """Return log2 of softmax(logits) (n, C) relative to its largest entry."""
+    return (logits - logits.amax(-1, keepdim=True)).mul_(1 / LN2)
+
+
+def log2_relative(p):
+    """Return log2 of p (n, C) relative to its largest entry, with LOG_ZERO / LN2 where p is zero or negative."""
+    return (p / p.amax(-1, keepdim=True)).clamp_(min=math.exp(LOG_ZERO)).log2_()
+
+
+def log2_link(loss, logits, tau=None):
+    """Return (log2 of the link relative to its largest entry (n, C), the tau (n, 1) of subtract_threshold or None).
+
+    In base 2, because on many CPUs torch.exp2 takes a third of the time of torch.exp.
+
+    Args:
+        tau: the result of an earlier call for the same logits, which saves time.
+    """
+    if has_softmax_link(loss):
+        return log2_softmax(logits), None
+    if not isinstance(loss, losses.LossCoefficients):
+        return log2_relative(loss.link(logits)), None
+    softmax = torch.softmax(logits, dim=-1) if loss.c else None
+    p, tau = subtract_threshold(link_ratio(loss, logits, softmax), tau)
+    return log2_relative(p), tau

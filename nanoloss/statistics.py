@@ -11,11 +11,12 @@ from nanoloss import rng
 MAX_RANDOM = 2**22  # random numbers held in memory at a time
 
 
-def calibration(confidence, correct, bins=15, mass=False):
+def calibration(confidence, correct, counts=None, bins=15, mass=False):
     """Group predictions by confidence.
 
     Args:
         confidence, correct: (N,).
+        counts: (N,), how many predictions each entry stands for: correct is then their accuracy; None = one.
         bins: number of groups.
         mass: if False, the groups are the intervals (i/bins, (i+1)/bins]. If True, they are the intervals between
             quantiles, with equally many predictions each; ties (to six digits) share a group.
@@ -24,21 +25,30 @@ def calibration(confidence, correct, bins=15, mass=False):
         (counts, mean confidence, accuracy), an array each, without the empty groups.
     """
     confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
+    counts = np.ones(len(confidence)) if counts is None else np.asarray(counts, np.float64)
     if mass:
         rounded = confidence.round(6)  # otherwise rounding errors would decide the groups of ties
-        group = np.searchsorted(np.quantile(rounded, np.arange(1, bins) / bins), rounded)
+        group = np.searchsorted(_quantiles(rounded, counts, np.arange(1, bins) / bins), rounded)
     else:
         group = np.searchsorted(np.arange(1, bins) / bins, confidence)
-    counts = np.bincount(group, minlength=bins)
-    sums = [np.bincount(group, x, bins)[counts > 0] for x in (confidence, correct)]
-    counts = counts[counts > 0]
-    return counts, sums[0] / counts, sums[1] / counts
+    total, *sums = (np.bincount(group, x, bins) for x in (counts, counts * confidence, counts * correct))
+    used = total > 0
+    return total[used].astype(np.int64), sums[0][used] / total[used], sums[1][used] / total[used]
 
 
-def ece(confidence, correct, bins=15, mass=False):
+def _quantiles(x, counts, q):
+    """numpy.quantile(numpy.repeat(x, counts), q)"""
+    order = np.argsort(x)
+    last = np.cumsum(counts[order])  # number of predictions up to each entry
+    rank = q * (last[-1] - 1)
+    low, high = (x[order][np.searchsorted(last, r, side='right')] for r in (np.floor(rank), np.ceil(rank)))
+    return low + (high - low) * (rank - np.floor(rank))
+
+
+def ece(confidence, correct, counts=None, bins=15, mass=False):
     """Return the expected calibration error of the top-1 prediction (Naeini et al. 2015): the mean over predictions
     of |accuracy - mean confidence| of their group. Arguments as for :func:`calibration`."""
-    counts, mean_confidence, accuracy = calibration(confidence, correct, bins, mass)
+    counts, mean_confidence, accuracy = calibration(confidence, correct, counts, bins, mass)
     return float(counts @ abs(accuracy - mean_confidence) / counts.sum())
 
 

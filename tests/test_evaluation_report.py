@@ -46,12 +46,12 @@ def test_table_has_every_number():
 def test_table_of_blocks_without_bytes():
     """Unknown values are shown as ?, random batches have a line, and control characters are not printed."""
     result = make_result(mode='blocks', stride=None, blocks=9, bytes=None, raw_link_sum=None, raw_link_negative=None,
-                         random_batches=[1.5, 1.75], source='a\x1b[31m\nb', calibration_temperature=[1.0],
+                         random_batches=[1.5, 1.75], source='a\x1b[31m\nb', calibration_temperature=[None],
                          calibration_mix=[0.5])
     for readout in result['readouts'].values():
         readout['bits_per_byte'] = None
     text = evaluation_report.format_report(result, 999, random_batches=7, batch_size=4)
-    assert text.count('?') >= 3 and '\x1b' not in text
+    assert text.count('?') >= 3 and '\x1b' not in text and 'None' not in text
     assert any('1.5000' in line and '1.7500' in line and '7' in line for line in text.splitlines())
 
 
@@ -68,44 +68,41 @@ def test_comparison_has_every_number():
     assert json.loads(evaluation_report.format_json(a)) == a
 
 
-def make_tokens(n, seed=0):
-    """Random scores of n tokens, as evaluate.py has them."""
-    generator = np.random.default_rng(seed)
-    readouts = {name: {'nats': generator.exponential(size=n), 'confidence': generator.random(n),
-                       'brier': generator.random(n), 'top1': generator.random(n) < 0.5} for name in READOUTS}
-    return {'objective': generator.random(n), **readouts, 'position': np.arange(n) % 90 + 1}
+def make_totals(n_units, seed=0):
+    """Made-up scoring.Totals of units of 20 tokens with 30 different ids."""
+    generator, n = np.random.default_rng(seed), 20 * n_units
+    counts = generator.integers(0, 9, 1001)
+    accuracy, ids = generator.integers(0, 2, 1001).astype(float), generator.integers(0, 9, (1, 30))
+    return SimpleNamespace(
+        tokens=n, counts=np.full(n_units, 20.0), sums={key: generator.random((3, n_units)) for key in
+                                                       ('nats', 'top1', 'top5', 'brier')},
+        confidences=np.zeros(3), calibration_counts=lambda i: (np.linspace(0, 1, 1001), accuracy, counts),
+        by_id=np.concatenate([ids, ids * generator.random((3, 30))]),
+        by_position=np.concatenate([generator.integers(1, 9, (1, 90)), generator.random((3, 90))]))
 
 
 def test_arrays_match_a_loop(tmp_path):
-    """Sums per unit, calibration groups and nats by token frequency equal a plain loop's."""
-    generator = np.random.default_rng(0)
-    unit = np.repeat([-1, 0, 1, 2, 3], [1, 50, 7, 80, 62])
-    scored, ids = unit >= 0, generator.integers(30, size=200)
-    data = SimpleNamespace(tokens=ids, unit=unit, scored=scored, n_units=4,
-                           sum_per_unit=lambda x: [x[unit[scored] == k].sum() for k in range(4)])
-    train = generator.integers(40, size=3000) % 30
-    figures = make_tokens(199)
-    evaluation_report.save_arrays(tmp_path / 'a.npz', data, figures, train)
+    """Sums per unit are passed on, calibration groups give the ECE, and nats by token frequency equal a loop's."""
+    totals = make_totals(50)
+    train = np.random.default_rng(1).integers(40, size=3000) % 30
+    evaluation_report.save_arrays(tmp_path / 'a.npz', totals, train)
     arrays = np.load(tmp_path / 'a.npz')
-    assert arrays['tokens'].tolist() == [50, 7, 80, 62]
-    for i, name in enumerate(READOUTS):
-        for key in ('nats', 'top1', 'brier'):
-            expected = [sum(figures[name][key][unit[scored] == k]) for k in range(4)]
-            np.testing.assert_allclose(arrays[key][i], expected, rtol=1e-9)
+    assert arrays['tokens'].tolist() == [20] * 50
+    for key in ('nats', 'top1', 'brier'):
+        np.testing.assert_array_equal(arrays[key], totals.sums[key])
+    for i in range(3):
         count, confidence, accuracy = arrays['calibration'][i].T
-        ece = count @ abs(confidence - accuracy) / 199
-        assert ece == pytest.approx(statistics.ece(figures[name]['confidence'], figures[name]['top1'], mass=True))
-    occurrences = [(train == token).sum() for token in ids[scored]]
-    for low, count, *nats in arrays['frequency']:
-        group = np.array([low <= x < 2 * low for x in occurrences])
-        assert count == group.sum()
-        np.testing.assert_allclose(nats, [figures[name]['nats'][group].sum() for name in READOUTS])
-    assert arrays['frequency'][:, 1].sum() == 199
+        ece = count @ abs(confidence - accuracy) / count.sum()
+        assert ece == pytest.approx(statistics.ece(*totals.calibration_counts(i), mass=True))
+    occurrences = np.array([(train == token).sum() for token in range(30)])
+    for low, *row in arrays['frequency']:
+        group = [low <= x < 2 * low for x in occurrences]
+        np.testing.assert_allclose(row, totals.by_id[:, group].sum(1))
+    assert arrays['frequency'][:, 1].sum() == totals.by_id[0].sum()
 
 
 def test_figures_are_png_files(tmp_path):
     """Two PNG files are drawn for two checkpoints."""
-    results, figures = [make_result(0), make_result(1)], [make_tokens(500, 0), make_tokens(300, 1)]
-    evaluation_report.draw_figures(tmp_path, results, figures)
+    evaluation_report.draw_figures(tmp_path, [make_result(0), make_result(1)], [make_totals(9, 0), make_totals(5, 1)])
     assert sorted(path.name for path in tmp_path.iterdir()) == ['positions.png', 'reliability.png']
     assert all(path.read_bytes().startswith(b'\x89PNG') for path in tmp_path.iterdir())

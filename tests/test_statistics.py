@@ -35,6 +35,19 @@ def test_ece_of_ties_and_bounds():
     assert statistics.ece(np.ones(9), np.ones(9)) == 0
 
 
+@pytest.mark.parametrize('mass', [False, True])
+def test_ece_of_counted_predictions(mass):
+    """Predictions that are counted by confidence have the same groups as the predictions one by one."""
+    generator = np.random.default_rng(0)
+    confidence = generator.choice(np.linspace(0.01, 0.99, 99), 5000)
+    correct = generator.random(5000) < confidence ** 2
+    values, index, counts = np.unique(confidence, return_inverse=True, return_counts=True)
+    accuracy = np.bincount(index, correct) / counts
+    for found, expected in zip(statistics.calibration(values, accuracy, counts, mass=mass),
+                               statistics.calibration(confidence, correct, mass=mass), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
 def test_edges_of_calibration_groups():
     """A group of equal width includes its upper edge, not its lower one."""
     counts, confidence, _ = statistics.calibration([0.25, 0.5, 0.75, 1.0], [0, 1, 0, 1], bins=4)
