@@ -1,13 +1,13 @@
 """Measure speed and memory of this code against a plain PyTorch baseline (nanoloss/baseline.py).
 
     python bench.py all
-    python bench.py heads|train|sample|prepare|start [--only=mse] [--json=True]
+    python bench.py heads|train|sample|evaluate|prepare|start [--only=mse] [--json=True]
 """
 import sys
 
 from configurator import configure, fail
 
-TASKS = ('heads', 'train', 'sample', 'prepare', 'start')
+TASKS = ('heads', 'train', 'sample', 'evaluate', 'prepare', 'start')
 
 rounds = 5              # the two cases of a row run alternately this many times; results are medians
 seconds = 2.0           # minimum duration of a round
@@ -49,7 +49,7 @@ import torch.nn.functional as F
 
 from losses import make_loss, mean_loss
 from model import GPT, GPTConfig
-from nanoloss import baseline, dataloader, engine
+from nanoloss import baseline, calibration, dataloader, engine, link, scoring
 from nanoloss.device import choose_compile, choose_device, prepare_cpu, processor_name
 from nanoloss.optim import make_optimizer
 from nanoloss.paths import DATA, ROOT
@@ -256,6 +256,75 @@ def measure_pair(name, ours, other, target):
     return row | {'flops': median(model_flops[0])} if model_flops[0].any() else row
 
 
+# Evaluation, compared with a forward pass that computes all logits, in processor time: the ratio is to be low.
+
+def sampled_split(loss, C, copies):
+    """Return a model of 3 layers of width 96, its weights scaled so that its probabilities are neither equal nor 0 and
+    1, and a Split of copies of 16,384 tokens that are sampled from it."""
+    model = new_model(C, dict(n_layer=3, n_head=3, n_embd=96, block_size=256)).eval()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(0.5 if loss == 'mse' else 8)
+    sampler = engine.make_sampler(make_loss(loss, C), np.random.default_rng(0).random((64, 255), 'float32'))
+    start = torch.randint(C, (64, 1), device=device)
+    text = torch.cat([start, *(ids[:, None] for ids in engine.generate(model, start, 255, sampler))], 1)
+    tokens = np.tile(text.cpu().numpy().ravel().astype(np.uint16), copies)
+    return model, scoring.Split(model, tokens, None, 16, None)
+
+
+def evaluation_rows():
+    """Yield the processor time per token of an evaluation in all readouts, fit included, and of one in train.py.
+
+    The fit is on 2/5 of the tokens for the small vocabulary, as on the 77,453 tokens of val.bin for 199,262 of test.bin
+    (docs/results.md), and on all tokens for the large one.
+    """
+    prepare_cpu(device)
+    for (C, copies), loss in itertools.product(((BPE, 4), (GPT2, 1)), ('cross_entropy', 'squentropy', 'mse')):
+        names = [f'{script} / forward pass: {loss}, {C:,} ids' for script in ('evaluate.py', 'train.py')]
+        if not any(only in name for name in names):
+            continue
+        criterion, (model, split) = make_loss(loss, C), sampled_split(loss, C, copies)
+        times, share = [], 0.4 if C == BPE else 1.0
+
+        def evaluate():
+            split.states.cache = None
+            states = split.states.subset(int(share * split.states.n_tokens))
+            fitted = calibration.fit_calibration(criterion, states, split.unit(states.positions()) % 2)
+            totals = scoring.Totals(split)
+            for batch in scoring.score_tokens(criterion, split.states, lambda i: (
+                    fitted.inverse_temperature[1 - split.unit(i) % 2], fitted.mix[1 - split.unit(i) % 2])):
+                totals.add(*batch)
+
+        def evaluate_in_training():
+            split.states.cache = None
+            for batch in split.states.run(keep=False):
+                link.score_batch(criterion, batch.hidden, model.lm_head.weight, batch.targets, C)
+
+        def forward_pass():
+            split.states.cache = None
+            for batch in split.states.run(keep=False):
+                for hidden in batch.hidden.split(1024):
+                    torch.nn.functional.linear(hidden, split.states.weight)
+        for _ in range(rounds):
+            times.append([processor_seconds(work) for work in (evaluate, evaluate_in_training, forward_pass)])
+        times = 1e6 * np.array(times) / split.states.n_tokens
+        targets = (3 if C == BPE else 6 if loss == 'cross_entropy' else 10, 2 if loss == 'cross_entropy' else 4)
+        for i, (name, target) in enumerate(zip(names, targets, strict=True)):
+            if only in name:
+                yield {'name': name, 'ours': median(times[:, i]), 'other': median(times[:, 2]), 'unit': 'us/token',
+                       'ratio': median(times[:, i] / times[:, 2]), 'target': target}
+
+
+@torch.no_grad()
+def processor_seconds(work):
+    """Return the seconds of processor time of all threads, or the seconds on a GPU."""
+    clock = time.perf_counter if on_gpu else time.process_time
+    start = clock()
+    work()
+    if on_gpu:
+        torch.cuda.synchronize()
+    return clock() - start
+
+
 def matmul_flops():
     """Return the FLOP/s of a product of two (2048, 2048) matrices in the dtype that training uses."""
     a = torch.randn(2048, 2048, device=device)
@@ -331,6 +400,8 @@ def measure(task):
     """Yield the rows of a task."""
     if task == 'start':
         yield from start_rows()
+    elif task == 'evaluate':
+        yield from evaluation_rows()
     elif task == 'prepare':
         yield from prepare_rows()
     else:

@@ -24,6 +24,13 @@ def test_pairs(task, only):
 
 
 @pytest.mark.slow
+def test_evaluate():
+    """The rows of evaluate are times per token, and an evaluation takes longer than a forward pass."""
+    for row in bench('evaluate', '--only=mse, 4,096'):
+        assert row['ours'] > row['other'] > 0 and row['ratio'] == pytest.approx(row['ours'] / row['other'])
+
+
+@pytest.mark.slow
 def test_start():
     """The rows of start are positive durations, and --help takes less time than a first iteration."""
     help_row, first_row, data_row = bench('start')
