@@ -34,8 +34,8 @@ import sys
 from model import GPT, GPTConfig
 from nanoloss import dataloader, scoring
 meta = dataloader.read_meta(sys.argv[1])
-model = GPT(GPTConfig(block_size=64, vocab_size=meta['vocab_size'], n_layer=1, n_head=1, n_embd=16, bias=False))
-split = scoring.Split(model, dataloader.open_bin(sys.argv[1], 'train', meta), meta['eot'], 16, 32)
+model = GPT(GPTConfig(block_size=256, vocab_size=meta['vocab_size'], n_layer=1, n_head=1, n_embd=16, bias=False))
+split = scoring.Split(model, dataloader.open_bin(sys.argv[1], 'train', meta), meta['eot'], 16, 128)
 scoring.Totals(split)
 next(iter(split.states.subset(2**18)))
 next(split.states.run(keep=False))
