@@ -108,8 +108,10 @@ def main():
                 continue
             status, seconds, processor, peak, output = run(command, cwd=work)
             excess = peak > max_gib * 2**30 or (seconds > max_seconds and not reads_all)
-            print(f'{name:44}{seconds:8.1f} s {processor:8.1f} s processor {peak / 2**30:8.2f} GiB{"  reads every token" if reads_all else ""}'
-                  f'{f"  status {status}" if status else ""}{"  ABOVE THE LIMIT" if excess else ""}', flush=True)
+            notes = [text for text, applies in (('reads every token', reads_all), (f'status {status}', status),
+                                                ('ABOVE THE LIMIT', excess)) if applies]
+            print(f'{name:44}{seconds:8.1f} s {processor:8.1f} s processor {peak / 2**30:8.2f} GiB  {", ".join(notes)}',
+                  flush=True)
             if status:
                 print(output[-2000:], file=sys.stderr)
             failed |= bool(status or excess)
