@@ -211,7 +211,8 @@ def run_folder(arm, seed):
 
 
 def is_scored(arm, seed):
-    return (run_folder(arm, seed) / f'{split}.json').exists()
+    path = run_folder(arm, seed) / f'{split}.json'
+    return path.exists() and 'calibration_tokens' in path.read_text(encoding='utf-8')  # older code calibrated otherwise
 
 
 def has_diverged(arm, seed):

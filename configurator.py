@@ -57,8 +57,8 @@ def configure(settings, rules=(), applies=(), argv=None, also=''):
 
     def assign(where, name, value, found, dashes=''):
         kind = type(defaults.get(name))
-        if type(value) is bool and kind is str and any(name in str(r) and repr(str(value)) in str(r) for r in rules):
-            value = str(value)  # compile = False, as in nanoGPT's configs, for a setting with the choice 'False'
+        if type(value) is bool and name == 'compile' and kind is str:  # compile = False, as in nanoGPT's configs
+            value = str(value)
         coerced = coerce(value, kind)
         if name not in defaults:
             near = difflib.get_close_matches(name.lower().replace('-', '_'), defaults, 1)
@@ -198,7 +198,7 @@ def broken_rules(rules, values, unsure=()):
 def coerce(value, kind):
     """The value as a setting of type kind, or None if it is not one.
 
-    Ints are accepted as floats. In a text, ~ at the start (or after FILE:) becomes the home folder.
+    Ints are accepted as floats. In a text, ~/ at the start (or after FILE:) becomes the home folder.
     """
     if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
         value = float(value)
@@ -209,7 +209,8 @@ def coerce(value, kind):
         return None
     if kind is str:
         prefix = 'FILE:' if value.startswith('FILE:') else ''
-        value = prefix + os.path.expanduser(value.removeprefix(prefix))
+        path = value.removeprefix(prefix)
+        value = prefix + os.path.expanduser(path) if path.startswith(('~/', f'~{os.sep}')) else value
     return value
 
 

@@ -7,7 +7,7 @@ AutoModelForCausalLM and AutoTokenizer of transformers load it and compute the s
 converts logits to probabilities with softmax, which is the right link for cross-entropy only. For other losses,
 --calibrate divides the logits by the temperature at which softmax has the lowest loss on val.bin.
 """
-from configurator import configure, fail
+from configurator import configure, fail, require
 
 checkpoint = ''             # checkpoint file; '' = best.pt or else ckpt.pt of out_dir
 out_dir = ''                # run directory; '' = the newest one under out/
@@ -17,7 +17,6 @@ dataset = ''                # data set whose val.bin is used; '' = the data set 
 figures = ''                # output of evaluate.py --json=True, for the model card; '' = run evaluate.py
 configure(globals(), rules=[("to != ''", 'pass the directory to create, --to=...'),
                             ('not (checkpoint and out_dir)', 'pass one of them')])
-import importlib.util
 import json
 import os
 import shutil
@@ -31,6 +30,7 @@ from nanoloss import signals
 
 signals.install_excepthook('use a machine with more memory')
 
+require('transformers', 'tokenizers')
 import torch
 
 from nanoloss import calibration, dataloader, launcher, scoring
@@ -175,8 +175,6 @@ def raise_interrupt(number, _):
     raise KeyboardInterrupt(number)
 
 
-if not importlib.util.find_spec('transformers'):
-    fail('export.py requires transformers, which is not installed; pip install transformers')
 target = Path(to)
 if target.exists() and (not target.is_dir() or any(target.iterdir())):
     fail(f'--to={to} exists and is not an empty directory; pass another one, or delete it')

@@ -8,7 +8,7 @@ defines what is searched (see config/space_default.py). The objective is nats pe
 link of the loss at the end of a trial. To continue a search that was stopped or killed, run the same command
 again. Processes started with the same command share the trials.
 """
-from configurator import configure, fail, fail_on, require
+from configurator import configure, fail, fail_on, flag_names, require
 
 study = 'studies/{loss}_{optimizer}' # folder for trials, tables and figures; its last part is the study's name
 trials = 40                 # number of finished trials, including those that are pruned or diverge
@@ -28,7 +28,6 @@ config = configure(globals(), also='train.py', rules=[
     ('iters or max_iters', 'pass --iters'), 'evaluations >= 2',
     ("init_from not in ('resume', 'auto')", 'omit it; tune.py resumes trials by itself')])
 import math
-import os
 import signal
 import sys
 import time
@@ -47,10 +46,11 @@ import optuna
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import TrialState
-from sqlalchemy import URL
-from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError, ProgrammingError
 
 from nanoloss import dataloader
+from nanoloss.checkpoint import SHAPE
 from nanoloss.launcher import DIVERGED, measure_speed, run_training, tokens_per_iter, train_settings
 from nanoloss.metrics_log import read_metrics
 from nanoloss.search_report import (
@@ -62,9 +62,29 @@ warnings.filterwarnings('ignore', category=optuna.exceptions.ExperimentalWarning
 
 JOURNAL_START = b'{"op_code"'
 study_dir = Path(study.replace('{loss}', config['loss']).replace('{optimizer}', config['optimizer']))
+
+
+def locate_storage():
+    """Return (URL or None, path or None) of the storage: a journal file has no URL, a database server no path."""
+    if not storage:
+        return URL.create('sqlite', database=f'{study_dir}/study.db'), study_dir / 'study.db'
+    if '://' not in storage:
+        return None, Path(storage)
+    url = make_url(storage)
+    if url.get_backend_name() != 'sqlite' or not url.database:
+        return url, None
+    path = Path(url.database).expanduser()
+    return url.set(database=str(path)), path
+
+
+try:
+    storage_url, storage_path = locate_storage()
+except (ArgumentError, ValueError) as e:
+    fail(f'--storage={storage} is not the URL of a database ({e}); pass one, or the path of a journal file')
+if storage and storage_path and not storage_path.parent.is_dir():
+    fail(f'--storage={storage}: there is no folder {storage_path.parent}; create it, or pass another path')
 # locked while a trial is started: beside a storage in a file, which study folders can share
-storage_file = storage if '://' not in storage else storage.partition('sqlite:///')[2].partition('?')[0]
-lock_file = f'{storage_file}.tune-lock' if storage_file else study_dir / 'lock'
+lock_file = Path(f'{storage_path}.tune-lock') if storage and storage_path else study_dir / 'lock'
 
 
 # one trial --------------------------------------------------------------------
@@ -219,14 +239,17 @@ def search(optuna_study, distributions, folder_id, base, threads, uniform_nats):
 # the study --------------------------------------------------------------------
 
 def open_database(url):
-    """Connect to a database, and create its tables if it is new."""
-    timeout = {'connect_args': {'timeout': 60}} if url.startswith('sqlite') else {}
+    """Connect to a database, and create its tables if it is new. url: a sqlalchemy.URL."""
+    timeout = {'connect_args': {'timeout': 60}} if url.get_backend_name() == 'sqlite' else {}
+    text = url.render_as_string(hide_password=False)
     for seconds in (0.1, 0.2, 0.4, 0.8, 1.6):
         try:
-            return RDBStorage(url, engine_kwargs=timeout)
-        except (OperationalError, ProgrammingError, IntegrityError):  # perhaps another machine is creating the tables
-            time.sleep(seconds)
-    return RDBStorage(url, engine_kwargs=timeout)
+            return RDBStorage(text, engine_kwargs=timeout)
+        except (OperationalError, ProgrammingError, IntegrityError) as e:
+            if not isinstance(e, IntegrityError) and 'already exists' not in str(e):
+                raise
+            time.sleep(seconds)  # another machine is creating the tables
+    return RDBStorage(text, engine_kwargs=timeout)
 
 
 def cut_incomplete_line(path):
@@ -248,20 +271,19 @@ def cut_incomplete_line(path):
 
 def open_study(open_function, **options):
     """Call optuna.create_study or optuna.load_study. Exits with one line if that fails."""
-    path = storage or f'{study_dir}/study.db'
     try:
-        if '://' in storage or not storage:
-            backend = open_database(storage or URL.create('sqlite', database=path).render_as_string())
+        if storage_url:
+            backend = open_database(storage_url)
         else:
-            if not show and os.path.exists(path):
-                cut_incomplete_line(path)
-            backend = JournalStorage(JournalFileBackend(path))
+            if not show and storage_path.exists():
+                cut_incomplete_line(str(storage_path))
+            backend = JournalStorage(JournalFileBackend(str(storage_path)))
         return open_function(storage=backend, study_name=study_dir.name, **options)
     except KeyError:
         fail(f'--study={study_dir}: no such study; run the search first, without --show')
     except Exception as e:  # not a database, no connection, driver not installed: many classes
         reason = (str(e) or repr(e)).strip().splitlines()[0][:200]
-        fail(f'{path} cannot be opened ({type(e).__name__}: {reason}); pass another --study or --storage')
+        fail(f'{storage_path or storage} cannot be opened ({type(e).__name__}: {reason}); pass another --study or --storage')
 
 
 def start_study(base, threads, data, meta):
@@ -315,11 +337,13 @@ for arg in sys.argv[1:]:
     if arg.removeprefix('--').partition('=')[0] in SET_BY_TUNE:
         fail(f'{arg}: tune.py sets this for every trial; omit the flag', status=2)
 if show:
-    if '://' not in storage and not Path(storage or study_dir / 'study.db').is_file():
+    if storage_path and not storage_path.is_file():
         fail(f'--study={study_dir}: no such study; run the search first, without --show')
     optuna_study = open_study(optuna.load_study)
 else:
     base = {name: config[name] for name in train_settings()[0]}
+    if base['init_from'] != 'scratch':  # the weights decide the shape, whatever a config file says
+        base |= {name: train_settings()[0][name] for name in SHAPE if name not in flag_names()}
     threads = 0
     try:
         data = dataloader.find_dataset(base['dataset'])

@@ -80,6 +80,9 @@ def load_checkpoint(path):
     """
     if convert.is_hugging_face(path):
         return convert.from_hugging_face(path)
+    if os.path.isdir(path):
+        raise FileNotFoundError(f'{path} is a directory without config.json; pass a checkpoint file, or a Hugging Face '
+                                'model directory')
     if not os.path.isfile(path):
         raise FileNotFoundError(f'no checkpoint at {str(path)!r}; train first, or pass a file written by train.py')
     with _one_line_error(f'{path} is not a valid checkpoint', 'pass a file written by train.py'):
@@ -261,7 +264,7 @@ def match_dataset(path, tokenizer, dataset):
 def _find_changes(checkpoint, config, refused, data, environment):
     path = checkpoint['path']
     missing = [key for key in ('optimizer', 'scaler', 'train_state', 'environment')
-               if not isinstance(checkpoint.get(key), dict)]
+               if not isinstance(checkpoint.get(key), dict) or key == 'optimizer' and not checkpoint[key]]
     if missing:
         raise ValueError(f"{path} cannot be resumed: it has no {', '.join(missing)}; to start a new run from its "
                          f'weights: --init_from={path} --out_dir=...')
@@ -321,4 +324,4 @@ def restore_optimizer(checkpoint, optimizer, scaler):
             raise ValueError(f'train_state {train_state}')
     return {'iter_num': checkpoint['iter_num'], 'best_val_loss': checkpoint['best_val_loss'],
             **{key: train_state[key] for key in TRAIN_STATE},
-            'wandb_run_id': str(train_state.get('wandb_run_id', ''))}  # start_wandb() checks it
+            'wandb_run_id': str(train_state.get('wandb_run_id') or '')}  # start_wandb() checks it

@@ -55,6 +55,8 @@ def from_nanogpt(loaded):
         raise ValueError(f'model_args has vocab_size={vocab_size!r}, expected 1 to 65536')
     # torch.compile adds the prefix; attention without flash attention stores its causal mask
     weights = {name.removeprefix('_orig_mod.'): w for name, w in weights.items() if not name.endswith('.attn.bias')}
+    if 'transformer.wte.weight' in weights:
+        weights.setdefault('lm_head.weight', weights['transformer.wte.weight'])  # files of tied weights may omit it
     optimizer, best_val_loss = loaded['optimizer'] if is_whole else None, loaded['best_val_loss']
     if isinstance(optimizer, dict) and isinstance(optimizer.get('state'), dict):
         embedding = weights.get('transformer.wte.weight')  # parameter 0 of the optimizer

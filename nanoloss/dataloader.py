@@ -81,12 +81,11 @@ def read_meta(folder, vocab_size=0):
     path = Path(folder) / 'meta.json'
     try:
         meta = _read_json(path)
-        is_described = meta.keys() != {'checked'}
-        if is_described:
+        if _describes_tokens(meta):
             _check_meta(meta)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise ValueError(f'{path} is damaged ({type(e).__name__}: {e}); prepare the data again') from None
-    if not is_described:
+    if not _describes_tokens(meta):
         if vocab_size:
             return {'source': f'bins of {vocab_size} ids without a tokenizer', 'splits': {}, 'vocab_size': vocab_size,
                     'tokenizer': 'ids', 'dtype': 'uint16'}
@@ -103,14 +102,19 @@ def read_meta(folder, vocab_size=0):
 def is_described(folder):
     """Return whether the folder has a meta.json that describes its tokens, intact or not."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        return _read_json(Path(folder) / 'meta.json').keys() != {'checked'}
+        return _describes_tokens(_read_json(Path(folder) / 'meta.json'))
     return True
 
 
+def _describes_tokens(meta):
+    """Whether the contents of meta.json are more than the largest ids that largest_id() writes into any folder."""
+    return not meta.keys() <= {'checked'}
+
+
 def _read_json(path):
-    """Return the contents of meta.json. Without a file these are {'checked': {}}: no largest id is known."""
+    """Return the contents of meta.json; {} if there is no such file."""
     if not path.exists():
-        return {'checked': {}}
+        return {}
     if not path.is_file() or path.stat().st_size > 2**20:  # reading a pipe would not end
         raise ValueError(f'not a regular file, or too large: {path.stat().st_size:,} bytes')
     return json.loads(path.read_text(encoding='utf-8'))
@@ -150,15 +154,16 @@ def open_bin(folder, split, meta, block_size=1, max_tokens=0):
         raise ValueError(f'{path} has {size:,} bytes; expected whole {dtype.name} tokens, more than '
                          f'block_size={block_size}; prepare the data again, or lower --block_size')
     n_tokens = size // dtype.itemsize
-    is_described = meta is not None and meta['tokenizer'] != 'ids'
-    expected = meta['splits'].get(split, {}).get('tokens', 0) if is_described else n_tokens
+    has_splits = meta is not None and meta['tokenizer'] != 'ids'
+    expected = meta['splits'].get(split, {}).get('tokens', 0) if has_splits else n_tokens
     if expected != n_tokens:
         raise ValueError(f'{path} has {n_tokens:,} tokens, but meta.json says {expected:,}; prepare the data again')
     tokens = np.memmap(path, dtype, mode='r')
     tokens.file_state = _file_state(path)
-    if not is_described:
+    if not has_splits:
         _check_width(path, tokens[:2**16])
-    vocab_size, largest = meta['vocab_size'] if meta else GPT2_VOCAB_SIZE, largest_id(path, tokens)
+    vocab_size = meta['vocab_size'] if meta else GPT2_VOCAB_SIZE
+    largest = largest_id(path, tokens, vocab_size)
     if largest >= vocab_size:
         raise ValueError(f'{path} holds id {largest}, but its vocabulary has {vocab_size} ids; prepare the data again')
     if not max_tokens:
@@ -173,24 +178,30 @@ def open_bin(folder, split, meta, block_size=1, max_tokens=0):
 
 def _check_width(path, words):
     """Raise ValueError if these first words of a file are not 16-bit ids."""
-    data, found = words.tobytes(), ''
-    zero = [not words[i::4].any() for i in range(4)]
-    if data.startswith(b'\x93NUMPY'):
+    data, found = np.frombuffer(words.tobytes(), np.uint8), ''
+    if data[:6].tobytes() == b'\x93NUMPY':
         found = 'a NumPy array (.npy)'
-    elif len(words) >= 16 and words.any() and (zero[0] and zero[2] or zero[1] and zero[3]):
-        found = 'ids of 64 bits' if sum(zero) == 3 else 'ids of 32 bits'
-    elif len(data) >= 4096 and 0 not in data:  # text and byte ids; 16-bit ids below 256 have a zero byte
-        found = 'text, or ids of 8 bits'
+    elif len(words) >= 16 and words.any():
+        # the largest of every fourth word; the high words of wider ids are 0, or small for a large vocabulary
+        largest = [words[i::4].max() for i in range(4)]
+        even, odd = max(largest[::2]), max(largest[1::2])
+        if min(even, odd) == 0 or min(even, odd) < 8 and max(even, odd) >= 2**15:
+            found = 'ids of 64 bits' if largest.count(0) == 3 else 'ids of 32 bits'
+    if not found and len(data) >= 4096:
+        # the first and second bytes of 16-bit ids are distributed differently, unless the ids are random
+        first, second = (np.bincount(data[i::2], minlength=256) / len(words) for i in (0, 1))
+        if abs(first - second).sum() < 0.3 and np.count_nonzero(first + second) < 256:
+            found = 'text, or ids of 8 bits'
     if found:
         raise ValueError(f'{path} holds {found}, not 16-bit ids; convert it with NumPy: '
                          "ids.astype('<u2').tofile(file); or prepare the text again")
 
 
-def largest_id(path, tokens):
+def largest_id(path, tokens, vocab_size):
     """Return the largest id of a token file, after reading all of it or from meta.json beside it.
 
-    meta.json remembers it for as long as dtype, size and modification time of the file stay the same. A folder that
-    cannot be written does no harm.
+    meta.json remembers it for as long as dtype, size and modification time of the file stay the same. If the folder is
+    not writable, or if the id is not below vocab_size, nothing is stored.
     """
     meta_path, state = path.with_name('meta.json'), _checked_state(path, tokens.dtype)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -198,7 +209,7 @@ def largest_id(path, tokens):
         if known_state == state and type(largest) is int:
             return largest
     largest = int(tokens.max())
-    if time.time_ns() - state[-1] > 2e9:  # a time stamp is exact to 2 s; a younger file may still change
+    if largest < vocab_size and time.time_ns() - state[-1] > 2e9:  # a time stamp is exact to 2 s; a younger file may still change
         with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, RecursionError):
             _remember(meta_path, path, [*state, largest])
     return largest

@@ -134,11 +134,21 @@ def subtract_threshold(r, tau=None):
     buffer = torch.empty_like(r)
     for _ in range(MAX_STEPS):
         mass = torch.sub(r, tau, out=buffer).relu_().sum(-1, keepdim=True)
-        count = torch.gt(r, tau, out=buffer).sum(-1, keepdim=True)  # in floating point, because it is faster
+        count = count_true(torch.gt, r, tau, buffer)
         last, tau = tau, torch.maximum(tau, (tau + (mass - 1) / count).minimum(upper))
         if on_cpu and not ((mass > 1 + tolerance) & (tau > last)).any():  # also for NaN
             break
     return r.sub_(tau), tau
+
+
+def count_true(compare, x, y, buffer=None):
+    """Return (n, 1): for how many entries of each row of x (n, C) compare(x, y) is true, in the dtype of x.
+
+    compare: torch.gt or torch.ge. y: (n, 1). buffer: a tensor like x to overwrite.
+    """
+    if x.device.type == 'cpu':  # it sums booleans slowly
+        return compare(x, y, out=torch.empty_like(x) if buffer is None else buffer).sum(-1, keepdim=True)
+    return compare(x, y).sum(-1, keepdim=True, dtype=x.dtype)
 
 
 def block_rows(n, C, device):

@@ -329,8 +329,6 @@ def prepare(load, source, out_dir, tokenizer, vocab_size=4096, bpe_megabytes=100
             publish(folder, out)
     except KeyboardInterrupt as e:
         fail(interrupt_message(e.args[0]), status=128 + e.args[0])
-    except ModuleNotFoundError as e:
-        fail(f'the package {e.name} is required: pip install {e.name}')
     except BrokenProcessPool:
         fail('a worker process died, perhaps out of memory: try --workers=1; no data was written')
     except (DataError, OSError) as e:

@@ -68,7 +68,7 @@ class RunDir:
         """Also log to W&B: to a new run, or to the run with this id. Returns the run's id."""
         import wandb
         if run_id and not is_wandb_id(run_id):
-            log_line(f'note: W&B cannot continue its run {run_id[:100]!r}, which is no valid id; it starts another one')
+            log_line(f'note: W&B cannot continue its run {run_id[:100]!r}, which is not a valid id; starting a new run')
             run_id = ''
         try:
             run = wandb.init(project=project, name=name or self.path.name, dir=self.path, id=run_id or None,

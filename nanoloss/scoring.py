@@ -304,8 +304,5 @@ def sum_of_squares(x):
 
 
 def count_not_below(x, index):
-    """Return (n, 1): the number of entries of each row of x (n, C) that are >= the one at index (n, 1), including it.
-
-    Counted in floating point, because a CPU sums booleans slowly.
-    """
-    return torch.ge(x, x.gather(1, index), out=torch.empty_like(x)).sum(-1, keepdim=True)
+    """Return (n, 1): the number of entries of each row of x (n, C) that are >= the one at index (n, 1), including it."""
+    return link.count_true(torch.ge, x, x.gather(1, index))

@@ -224,10 +224,10 @@ def test_coerce():
 
 
 @pytest.mark.parametrize('text, expected', [
-    ('~/a', '/home/me/a'), ('~', '/home/me'), ('FILE:~/a.txt', 'FILE:/home/me/a.txt'), ('a/~/b', 'a/~/b'),
+    ('~/a', '/home/me/a'), ('~', '~'), ('~root', '~root'), ('FILE:~/a.txt', 'FILE:/home/me/a.txt'), ('a/~/b', 'a/~/b'),
     ('a~', 'a~'), ('FILE:a', 'FILE:a'), ('~no_such_user_/a', '~no_such_user_/a'), ('', '')])
 def test_home_folder(monkeypatch, text, expected):
-    """~ at the start of a text is the home folder, in flags and config files alike."""
+    """~/ at the start of a text is the home folder, in flags and config files alike; other prompts may begin with ~."""
     monkeypatch.setenv('HOME', '/home/me')
     monkeypatch.setenv('USERPROFILE', '/home/me')
     assert run(f'--out_dir={text}')['out_dir'] == run('--out_dir', text)['out_dir'] == expected
@@ -749,7 +749,7 @@ def start(tmp_path):
     return start
 
 
-TEXT = st.text(st.characters(exclude_categories=['Cs'])).filter(lambda text: '\0' not in text and text[:1] != '~')
+TEXT = st.text(st.characters(exclude_categories=['Cs'])).filter(lambda text: '\0' not in text and text[:2] != '~/')
 VALUES = {'whole': st.integers(-2**53 + 1, 10**6 - 1), 'flag': st.booleans(), 'name': TEXT,
           'part': st.floats(allow_nan=False, allow_infinity=False)}
 

@@ -175,7 +175,10 @@ def test_stripped_nanogpt(ids, tmp_path, kept):
     """A checkpoint that was stripped to share its weights is read, and starts a run, but cannot be resumed."""
     reference = hugging_face()
     (tmp_path / 'run').mkdir()
-    torch.save({key: value for key, value in nanogpt(reference).items() if key in kept}, tmp_path / 'run/ckpt.pt')
+    stripped = {key: value for key, value in nanogpt(reference).items() if key in kept}
+    if len(kept) == 2:
+        del stripped['model']['lm_head.weight']  # it is tied
+    torch.save(stripped, tmp_path / 'run/ckpt.pt')
     model, _, _ = restore_model(load_checkpoint(tmp_path / 'run/ckpt.pt'))
     x = torch.randint(0, 65, (3, 32))
     with torch.no_grad():

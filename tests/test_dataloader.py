@@ -331,7 +331,9 @@ def test_several_runs_start_at_once(tmp_path):
 @pytest.mark.parametrize('content', [
     *(np.arange(1000, 1400).astype(dtype).tobytes() for dtype in ('<u4', '>u4', '<i8', '>i8')),
     b'\x93NUMPY\x01\x00v\x00' + b' ' * 118 + np.arange(400, dtype='<u2').tobytes(),
-    b'Once upon a time, there was a little girl. ' * 100, bytes(range(1, 256)) * 20 + b'ab'])
+    b'Once upon a time, there was a little girl. ' * 100, bytes(range(1, 256)) * 20 + b'ab',
+    np.random.default_rng(0).integers(65, size=20_000).astype('u1').tobytes(),  # nanoGPT's characters
+    np.random.default_rng(0).integers(128_256, size=20_000).astype('<u4').tobytes()])  # Llama 3's ids
 @pytest.mark.parametrize('vocab_size', [0, 65536])
 def test_ids_of_other_widths(tmp_path, content, vocab_size):
     """Ids of 8, 32 or 64 bits, arrays of NumPy and text, without a meta.json, are refused by the file's name."""
@@ -339,7 +341,7 @@ def test_ids_of_other_widths(tmp_path, content, vocab_size):
         (tmp_path / f'{split}.bin').write_bytes(content)
     with pytest.raises(ValueError, match='train.bin.*16-bit') as e:
         dataloader.open_dataset(str(tmp_path), 8, vocab_size)
-    assert len(str(e.value).splitlines()) == 1
+    assert len(str(e.value).splitlines()) == 1 and not (tmp_path / 'meta.json').exists()
 
 
 @pytest.mark.parametrize('vocab_size', [2, 4, 65, 256, 50257])

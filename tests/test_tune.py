@@ -228,6 +228,8 @@ def test_different_search(repo):
     (['--study=tokens/train.bin'], '--study'),
     (['--storage=tokens/train.bin/journal.log'], '--storage'),
     (['--storage=sqlite://x:y/z'], '--storage'),
+    (['--storage=nowhere/journal.log'], '--storage'),
+    (['--storage=sqlite:///nowhere/study.db'], '--storage'),
     (['--study=..'], 'study'),
     (['--init_from=resume'], 'init_from'),
 ])
@@ -235,7 +237,7 @@ def test_bad_flags(repo, flags, name):
     """A mistake gives one line with the name of the flag, and no journal file is created."""
     status, _, err = tune(repo, *flags)
     assert status in (1, 2) and name in err and err.count('\n') == 1, err
-    assert not (repo / 'typo.log').exists()
+    assert not (repo / 'typo.log').exists() and not (repo / 'nowhere').exists()
 
 
 def test_journal(repo):
