@@ -246,7 +246,7 @@ def open_database(url):
         try:
             return RDBStorage(text, engine_kwargs=timeout)
         except (OperationalError, ProgrammingError, IntegrityError) as e:
-            if not isinstance(e, IntegrityError) and 'already exists' not in str(e):
+            if not isinstance(e, IntegrityError) and 'already' not in str(e):
                 raise
             time.sleep(seconds)  # another machine is creating the tables
     return RDBStorage(text, engine_kwargs=timeout)

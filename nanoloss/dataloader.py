@@ -178,7 +178,8 @@ def open_bin(folder, split, meta, block_size=1, max_tokens=0):
 
 def _check_width(path, words):
     """Raise ValueError if these first words of a file are not 16-bit ids."""
-    data, found = np.frombuffer(words.tobytes(), np.uint8), ''
+    words, found = np.array(words), ''
+    data = words.view(np.uint8)
     if data[:6].tobytes() == b'\x93NUMPY':
         found = 'a NumPy array (.npy)'
     elif len(words) >= 16 and words.any():
@@ -187,7 +188,7 @@ def _check_width(path, words):
         even, odd = max(largest[::2]), max(largest[1::2])
         if min(even, odd) == 0 or min(even, odd) < 8 and max(even, odd) >= 2**15:
             found = 'ids of 64 bits' if largest.count(0) == 3 else 'ids of 32 bits'
-    if not found and len(data) >= 4096:
+    if not found and len(data) >= 4096 and words.any():
         # the first and second bytes of 16-bit ids are distributed differently, unless the ids are random
         first, second = (np.bincount(data[i::2], minlength=256) / len(words) for i in (0, 1))
         if abs(first - second).sum() < 0.3 and np.count_nonzero(first + second) < 256:

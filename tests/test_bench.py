@@ -11,9 +11,9 @@ def bench(task, *flags):
     return json.loads(out)['rows']
 
 
+@pytest.mark.slow  # test_gpu_check.py runs two rows
 @pytest.mark.parametrize('task, only', [
-    ('train', 'cross_entropy, 4,096'), pytest.param('sample', '10 stories', marks=pytest.mark.slow),
-    pytest.param('heads', 'squentropy', marks=pytest.mark.slow),
+    ('train', 'cross_entropy, 4,096'), ('sample', '10 stories'), ('heads', 'squentropy'),
 ])
 def test_pairs(task, only):
     """A pair has one row, with the speed and memory of both cases."""

@@ -483,7 +483,7 @@ def test_cannot_be_resumed(path, damage, name):
     assert all(text in str(e.value) for text in ('ckpt.pt', name, '--init_from=')) and '\n' not in str(e.value)
 
 
-WANDB_IDS = {'exp.v1': 'exp.v1', '../../x': '../../x', 'x' * 1000: 'x' * 1000, 5: '5', None: 'None'}
+WANDB_IDS = {'exp.v1': 'exp.v1', '../../x': '../../x', 'x' * 1000: 'x' * 1000, 5: '5', None: ''}
 
 
 @pytest.mark.parametrize('saved', WANDB_IDS)

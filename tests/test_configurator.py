@@ -235,15 +235,13 @@ def test_home_folder(monkeypatch, text, expected):
     assert run(write('a.py', 'loss = out_dir\n'), f'--out_dir={text}')['loss'] == 'out'
 
 
-def test_booleans_for_a_text_with_such_choices(capsys):
-    """compile = False in a config file stands for the choice 'False'; a text without it takes no boolean."""
-    rules = ["loss in ('auto', 'True')", ("out_dir in ('out', 'True', 'False')", 'choose')]
+def test_booleans_for_compile(capsys):
+    """compile = False in a config file, as in nanoGPT's, stands for 'False'; other texts take no boolean."""
     for value in (True, False):
-        assert run(write('a.py', f'out_dir = {value}\n'), '--loss=auto', rules=rules)['out_dir'] == str(value)
-    assert run(write('a.py', 'loss = True\n'), rules=rules)['loss'] == 'True'
-    for source in ('loss = False\n', 'schedule = True\n', 'out_dir = 1\n'):
-        line = refused_once(capsys, '--loss=auto', write('a.py', source), rules=rules)
-        assert line.startswith('a.py:1: ' + source.split()[0])
+        settings = {'__file__': str(REPO / 'train.py')}
+        assert configure(settings, argv=[write('a.py', f'compile = {value}\n')])['compile'] == str(value)
+    for source in ('loss = False\n', 'out_dir = True\n'):
+        assert refused_once(capsys, write('a.py', source)).startswith('a.py:1: ' + source.split()[0])
 
 
 # mistakes ------------------------------------------------------------

@@ -233,7 +233,8 @@ def age(*paths, seconds=60):
 
 @pytest.mark.parametrize('kind', ['bpe', 'gpt2', 'ids'])
 def test_a_file_is_searched_once(tmp_path, scans, kind):
-    """The largest id is remembered with or without a meta.json, until size or time of the file change."""
+    """The largest id is remembered with or without a meta.json, until size or time of the file change. An id outside
+    the vocabulary is not remembered."""
     if kind == 'bpe':
         write_dataset(tmp_path, BPE)
     else:
@@ -258,7 +259,7 @@ def test_a_file_is_searched_once(tmp_path, scans, kind):
     for _ in range(2):
         with pytest.raises(ValueError, match='train.bin.* 60000'):
             dataloader.open_dataset(str(tmp_path), 8, vocab_size)
-    assert len(scans) == 4 and {path.suffix for path in tmp_path.iterdir()} == {'.bin', '.json'}
+    assert len(scans) == 5 and {path.suffix for path in tmp_path.iterdir()} == {'.bin', '.json'}
 
 
 def test_prepared_data_is_not_searched(tiny_data, scans):

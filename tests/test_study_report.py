@@ -15,7 +15,8 @@ def made_up_run(generator):
                 for i, name in enumerate(study_report.READOUTS)}
     arrays = {**sums, 'tokens': STORIES, 'calibration': generator.random((3, 15, 3)),
               'frequency': generator.random((4, 5)) + 1}
-    return {'readouts': readouts, 'mode': 'stories', 'stories': 3, 'tokens': int(STORIES.sum())}, arrays
+    return {'readouts': readouts, 'mode': 'stories', 'stories': 3, 'tokens': int(STORIES.sum()),
+            'calibration_tokens': 9}, arrays
 
 
 def test_paired_differences():
