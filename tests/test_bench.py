@@ -11,7 +11,7 @@ def bench(task, *flags):
     return json.loads(out)['rows']
 
 
-@pytest.mark.slow  # test_gpu_check.py runs two rows
+@pytest.mark.slow  # test_gpu_check.py runs one of these rows
 @pytest.mark.parametrize('task, only', [
     ('train', 'cross_entropy, 4,096'), ('sample', '10 stories'), ('heads', 'squentropy'),
 ])

@@ -10,8 +10,8 @@ def test_smoke(tmp_path):
                             timeout=400)
     assert status == 0, out + err
     result = json.loads((tmp_path / 'check/result.json').read_text())
-    assert all(step['ok'] for step in result['steps'].values()) and len(result['steps']) == 10
-    assert all(row['ours'] > 0 and row['other'] > 0 for row in result['bench']) and len(result['bench']) == 2
+    assert all(step['ok'] for step in result['steps'].values()) and len(result['steps']) == 9
+    assert all(row['ours'] > 0 and row['other'] > 0 for row in result['bench']) and result['bench']
     for loss, more in (('cross_entropy', 20), ('squentropy', 0)):
         run = result['training'][loss]
         assert 0 < run['iterations'] == run['last_iteration'] - more and run['evaluation']['nats'] > 0
