@@ -212,7 +212,7 @@ def run_folder(arm, seed):
 
 def is_scored(arm, seed):
     path = run_folder(arm, seed) / f'{split}.json'
-    return path.exists() and 'calibration_tokens' in path.read_text(encoding='utf-8')  # older code calibrated otherwise
+    return 'calibration_tokens' in read_json(path)  # older code calibrated otherwise
 
 
 def has_diverged(arm, seed):
@@ -257,7 +257,7 @@ def run_script(script, arm, seed, flags):
 def evaluate(arm, seed, blocks):
     """Evaluate a run unless this was done before. Returns (JSON of evaluate.py, its arrays)."""
     result, arrays = run_folder(arm, seed) / f'{split}.json', run_folder(arm, seed) / f'{split}.npz'
-    if not result.exists():
+    if not is_scored(arm, seed):
         flags = [f'--split={split}', '--json=True', f'--arrays={arrays}', '--bootstrap=99', f'--blocks={blocks}']
         write_text(result, run_script('evaluate.py', arm, seed, flags))
     return json.loads(result.read_text()), np.load(arrays)

@@ -119,9 +119,10 @@ def score(run):
     data, val = run.splits[split], run.splits['val']
     # Each half of val.bin is scored with the calibration fitted on the other half, any other split with the one fitted
     # on all of val.bin.
-    cross_fit = split == 'val' and val.n_units > 1
     states = val.states.subset(calibration.FIT_TOKENS)
-    fitted = calibration.fit_calibration(run.loss, states, val.unit(states.positions()) % 2 if cross_fit else None)
+    fold = val.unit(states.positions()) % 2
+    cross_fit = split == 'val' and 0 < fold.sum() < len(fold)  # one very long story can fill the subset
+    fitted = calibration.fit_calibration(run.loss, states, fold if cross_fit else None)
     if not fitted.converged and distributed.is_master:
         print(f'warning: the calibration of {run.path} did not converge in {calibration.MAX_PASSES} passes; the best '
               'values found are used', file=sys.stderr)

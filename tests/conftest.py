@@ -124,9 +124,10 @@ def settings_of(script):
 
 
 def snapshot(folder):
-    """Return {path: (size, time) or None for a folder}, without empty lock files."""
+    """Return {path: (size, time) or None for a folder}, without empty lock files and meta.json, which remembers the
+    largest ids."""
     return {path: None if path.is_dir() else (path.stat().st_size, path.stat().st_mtime_ns)
-            for path in folder.rglob('*') if path.name != 'lock' or path.stat().st_size}
+            for path in folder.rglob('*') if path.name != 'meta.json' and (path.name != 'lock' or path.stat().st_size)}
 
 
 def check_refused(script, flags, *names, cwd, lines=1):
