@@ -283,7 +283,8 @@ def open_study(open_function, **options):
         fail(f'--study={study_dir}: no such study; run the search first, without --show')
     except Exception as e:  # not a database, no connection, driver not installed: many classes
         reason = (str(e) or repr(e)).strip().splitlines()[0][:200]
-        fail(f'{storage_path or storage} cannot be opened ({type(e).__name__}: {reason}); pass another --study or --storage')
+        fail(f'{storage_path or storage} cannot be opened ({type(e).__name__}: {reason}); pass another --study or '
+             '--storage')
 
 
 def start_study(base, threads, data, meta):

@@ -83,8 +83,8 @@ def find_starts(loss, states, with_uniform):
     evaluate(loss, states, fold, [(np.arange(-5, 7) * math.log(2) - math.log(spread)).tolist()], visited, with_uniform)
     points = visited[0]
     starts = local_minima(points)[:2]
-    evaluate(loss, states, fold, [[t + math.log(2) * step / 4 for t in starts for step in (-3, -2, -1, 1, 2, 3)]], visited,
-             with_uniform)
+    near = [t + math.log(2) * step / 4 for t in starts for step in (-3, -2, -1, 1, 2, 3)]
+    evaluate(loss, states, fold, [near], visited, with_uniform)
     if not np.isfinite([value[0] for value in points.values()]).all():
         return []
     lowest = local_minima(points)

@@ -210,7 +210,8 @@ def largest_id(path, tokens, vocab_size):
         if known_state == state and type(largest) is int:
             return largest
     largest = int(tokens.max())
-    if largest < vocab_size and time.time_ns() - state[-1] > 2e9:  # a time stamp is exact to 2 s; a younger file may still change
+    # a time stamp is exact to 2 s; a younger file may still change
+    if largest < vocab_size and time.time_ns() - state[-1] > 2e9:
         with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, RecursionError):
             _remember(meta_path, path, [*state, largest])
     return largest

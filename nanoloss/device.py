@@ -65,7 +65,7 @@ def choose_device(device='auto', dtype='auto', local_rank=None):
     if device == 'cuda' and local_rank is not None:
         device = f'cuda:{local_rank}'
     try:
-        if device.startswith('cuda:') and torch.cuda.is_available():  # otherwise some calls use memory and streams of GPU 0
+        if device.startswith('cuda:') and torch.cuda.is_available():  # otherwise some calls use GPU 0
             torch.cuda.set_device(device)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, ValueError) as e:
