@@ -288,7 +288,7 @@ def evaluation_rows():
         def evaluate():
             split.states.cache = None
             states = split.states.subset(int(share * split.states.n_tokens))
-            fitted = calibration.fit_calibration(criterion, states, split.unit(states.positions()) % 2)
+            fitted = calibration.fit_calibration(criterion, states, lambda i: split.unit(i) % 2)
             totals = scoring.Totals(split)
             for batch in scoring.score_tokens(criterion, split.states, lambda i: (
                     fitted.inverse_temperature[1 - split.unit(i) % 2], fitted.mix[1 - split.unit(i) % 2])):

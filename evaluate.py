@@ -117,12 +117,15 @@ def score(run):
     """Score a run; every rank must call this. Sets run.calibration, run.calibration_tokens and run.totals (see
     scoring.Totals). Raises ValueError if a loss is not finite."""
     data, val = run.splits[split], run.splits['val']
+
+    def half_of(positions):
+        return val.unit(positions) % 2
+
     # Each half of val.bin is scored with the calibration fitted on the other half, any other split with the one fitted
     # on all of val.bin.
     states = val.states.subset(calibration.FIT_TOKENS)
-    fold = val.unit(states.positions()) % 2
-    cross_fit = split == 'val' and 0 < fold.sum() < len(fold)  # one very long story can fill the subset
-    fitted = calibration.fit_calibration(run.loss, states, fold if cross_fit else None)
+    cross_fit = split == 'val' and len(np.unique(half_of(states.positions()))) == 2  # a long story can fill the subset
+    fitted = calibration.fit_calibration(run.loss, states, half_of if cross_fit else None)
     if not fitted.converged and distributed.is_master:
         print(f'warning: the calibration of {run.path} did not converge in {calibration.MAX_PASSES} passes; the best '
               'values found are used', file=sys.stderr)
@@ -131,15 +134,15 @@ def score(run):
         states = val.states.cache = None  # free memory for the other split
 
     def parameters(positions):
-        fold = 1 - data.unit(positions) % 2 if cross_fit else np.zeros(len(positions), np.int64)
+        fold = 1 - half_of(positions) if cross_fit else np.zeros(len(positions), np.int64)
         return fitted.inverse_temperature[fold], fitted.mix[fold]
     run.totals = scoring.Totals(data)
     for batch in scoring.score_tokens(run.loss, data.states, parameters):
         run.totals.add(*batch)
     run.totals.finish()
     data.states.cache = None
-    if not math.isfinite(run.totals.objective):
-        raise ValueError(f'{run.path}: the loss is not finite; the weights are damaged or training diverged; '
+    if not np.isfinite([run.totals.objective, *(x.sum() for x in run.totals.sums.values())]).all():
+        raise ValueError(f'{run.path}: the loss or a score is not finite; the weights are damaged or training diverged; '
                          'pass another checkpoint')
 
 

@@ -5,9 +5,10 @@
 Both are the same for every loss. For a loss whose link is softmax, a share of softmax would be redundant at u = 1. The
 uniform distribution needs no data, keeps the order of the classes, and bounds the nats of a single token.
 
-For a fixed u, the nats are convex in mix, so mix is found by bisection. What is left is a function of u alone. It can
-have several minima, so it is searched on a wide grid and then refined. It is always evaluated exactly, at several u
-in each pass over the tokens; the best u that was evaluated is returned.
+For a fixed u, the nats are convex in mix, so mix is found by bisection. What is left is a function of u alone, which
+can have several minima. It is searched on a wide grid, for each fold by itself, and every minimum that could be the
+lowest is refined. The nats are always computed exactly, at several u in each pass over the tokens, and the best u that
+was evaluated is returned. If there are more than SEARCH_LOGITS logits, the grid sees a part of the tokens only.
 
 Shapes: n tokens, K inverse temperatures, C classes.
 """
@@ -20,10 +21,17 @@ import torch
 import losses
 from nanoloss import distributed, link
 
-FIT_TOKENS = 2**18    # at most about as many tokens of val.bin are used; more would gain less than 1e-5 nats
-SEARCH_TOKENS = 1024  # as many of them are used to find the start
-FIRST_STEPS = (-0.18, -0.12, -0.06, 0, 0.06, 0.12, 0.18)  # around a start, relative
-TOLERANCE = 2e-6      # nats per token
+FIT_TOKENS = 2**18     # at most about as many tokens of val.bin are used; more would gain less than 1e-5 nats
+SEARCH_LOGITS = 2**25  # at most about as many logits are used for the search on the grid
+BELOW, ABOVE = 5, 8  # octaves by which the grid of u extends beyond the inverse spreads of the tokens' log links
+MAX_RATIO = 1e4      # of such a spread to their median; others are left out
+REFINED = np.array([-3, -2, -1, 1, 2, 3]) * math.log(2) / 4  # around each of the lowest minima on the grid
+FIRST_STEPS = np.log1p([-0.18, -0.12, -0.06, 0, 0.06, 0.12, 0.18])  # around a start, equally spaced in u
+LAST_STEPS = np.log1p([-0.003, 0, 0.003])  # around an estimate of the minimum, likewise
+MAX_MINIMA = 3
+KEPT = 0.05      # nats: a minimum that is higher than the lowest by more is not evaluated on all tokens
+MIN_MIX = 1e-6   # no token costs more than log C + 13.8 nats
+TOLERANCE = 1e-5   # nats per token
 MAX_PASSES = 10
 
 
@@ -35,60 +43,64 @@ class Calibration(NamedTuple):
     converged: bool                  # False if MAX_PASSES ended the fit
 
 
-def fit_calibration(loss, states, fold=None, with_uniform=True):
+def fit_calibration(loss, states, fold_of=None, with_uniform=True):
     """Fit the calibrated readout to the mean nats per token of each fold.
 
     Args:
         loss: LossCoefficients or a custom loss.
         states: scoring.HiddenStates.
-        fold: (n,), the fold of each token in the order of states.positions(), from 0; None = one fold.
+        fold_of: function of positions (n,) in the split that returns the fold of each, from 0; None = one fold.
         with_uniform: if False, mix is 0.
 
     Returns:
         A Calibration. u is 0 if the link predicts no better than the uniform distribution.
     """
-    C = states.C
-    fold = np.zeros(states.n_tokens, np.int64) if fold is None else fold
-    folds = int(fold.max()) + 1
-    starts = find_starts(loss, states.subset(SEARCH_TOKENS), with_uniform)
-    if not starts:  # constant logits, or a damaged model, which shows when it is scored
-        return Calibration(np.zeros(folds), np.zeros(folds), np.full(folds, math.log(C)), True)
-    visited = [{} for _ in range(folds)]  # of each fold: {log u: (nats, mix)}
-    nodes = [[t + math.log1p(step) for t in starts for step in FIRST_STEPS]] * folds
-    for number in range(1, MAX_PASSES + 1):
-        states.description = f'calibrating, pass {number}'
-        evaluate(loss, states, fold, nodes, visited, with_uniform)
-        proposed = [propose(points) for points in visited]
+    fold = fold_numbers(states, fold_of)
+    visited = search(loss, states, fold, fold_of, with_uniform)
+    for number in range(MAX_PASSES):
+        # if the model fails, halving the intervals still converges
+        proposed = [propose(points, halve=number % 2 == 1) for points in visited]
         if not any(proposed):
             break
-        # all folds get equally many nodes: at first one, because it is usually the minimum
-        count = 1 if number == 1 else 3
-        nodes = [(new + [min(points, key=points.get)] * 3)[:count]
-                 for new, points in zip(proposed, visited, strict=True)]
+        states.description = f'calibrating, pass {number + 2}'
+        evaluate(loss, states, fold, proposed, visited, with_uniform)
     best = [min(points, key=points.get) for points in visited]
     nats, mix = np.array([points[t] for t, points in zip(best, visited, strict=True)]).T
     u = np.exp(best)
-    useless = ~(nats < math.log(C) - 1e-9)  # also if they are not finite
-    u[useless], mix[useless], nats[useless] = 0, 0, math.log(C)
+    useless = ~(nats < math.log(states.C) - TOLERANCE)  # or the model is damaged, which shows when it is scored
+    u[useless], mix[useless], nats[useless] = 0, 0, math.log(states.C)
     return Calibration(u, mix, nats, not any(proposed))
 
 
-def find_starts(loss, states, with_uniform):
-    """Return log u of one or two starts: the lowest minima over a grid of u on a few tokens, refined there."""
-    fold, visited = np.zeros(states.n_tokens, np.int64), [{}]
-    states.description = 'calibrating, search'
-    spread = typical_spread(loss, states)
-    if not (math.isfinite(spread) and spread > 0):
-        return []
-    evaluate(loss, states, fold, [(np.arange(-5, 7) * math.log(2) - math.log(spread)).tolist()], visited, with_uniform)
-    points = visited[0]
-    starts = local_minima(points)[:2]
-    near = [t + math.log(2) * step / 4 for t in starts for step in (-3, -2, -1, 1, 2, 3)]
-    evaluate(loss, states, fold, [near], visited, with_uniform)
-    if not np.isfinite([value[0] for value in points.values()]).all():
-        return []
-    lowest = local_minima(points)
-    return [t for t in lowest[:2] if points[t][0] < points[lowest[0]][0] + 0.05]
+def fold_numbers(states, fold_of):
+    """Return the fold (n,) of each token of the states."""
+    return np.zeros(states.n_tokens, np.int64) if fold_of is None else fold_of(states.positions())
+
+
+def search(loss, states, fold, fold_of, with_uniform):
+    """Evaluate u on a wide grid and near its lowest minima. Return the points {log u: (nats, mix)} of each fold.
+
+    If only a part of the tokens was searched, these are the points around its minima, evaluated on all tokens.
+    """
+    few = states.subset(max(1024, SEARCH_LOGITS // states.C))
+    few_fold = fold_numbers(few, fold_of)
+    folds = fold.max() + 1
+    if np.bincount(few_fold, minlength=folds).min() < len(few_fold) / (4 * folds):  # a story can be longer than `few`
+        few, few_fold = states, fold
+    few.description = 'calibrating, search'
+    found = [{} for _ in range(folds)]
+    evaluate(loss, few, few_fold, [wide_grid(loss, few)] * folds, found, with_uniform)
+    near = [[t + step for t in local_minima(points)[:MAX_MINIMA] for step in REFINED] for points in found]
+    evaluate(loss, few, few_fold, near, found, with_uniform)
+    if few is states:
+        return found
+    visited, nodes = [{} for _ in range(folds)], []
+    for points in found:
+        starts = local_minima(points)[:MAX_MINIMA]
+        nodes.append([t + step for t in starts if points[t][0] < points[starts[0]][0] + KEPT for step in FIRST_STEPS])
+    states.description = 'calibrating, pass 1'
+    evaluate(loss, states, fold, nodes, visited, with_uniform)
+    return visited
 
 
 def local_minima(points):
@@ -96,61 +108,72 @@ def local_minima(points):
     t = sorted(points)
     nats = [math.inf, *(points[x][0] for x in t), math.inf]
     found = [x for i, x in enumerate(t, 1) if nats[i] < nats[i - 1] and nats[i] <= nats[i + 1]]
-    return sorted(found, key=points.get)
+    return sorted(found, key=points.get) or t[:1]
 
 
-def propose(points):
-    """Return up to three log u to evaluate next, or [] if the best of the points {log u: (nats, mix)} is a minimum.
+def propose(points, halve):
+    """Return log u to evaluate next, or [] if no minimum among the points {log u: (nats, mix)} can be much lower.
 
-    Between the neighbors of the best point, the nats are modeled by the polynomial through the five nearest points.
-    Halving both intervals as well makes the search converge where the model is wrong.
+    The nats of a parabola fall below those of a point by at most a quarter of the larger rise to its neighbors, if
+    these are higher and equally far. A minimum that could so become the lowest is refined: at the minimum of the
+    polynomial through the five nearest points, or, with `halve`, in the middle between it and its neighbors.
     """
+    points = {t: value for t, value in points.items() if math.isfinite(value[0])}
     t = np.array(sorted(points))
     nats = np.array([points[x][0] for x in t])
-    i = int(nats.argmin())
-    if not np.isfinite(nats).all():
-        return []
-    if i in (0, len(t) - 1):  # an edge: go on, unless the nats are flat there
-        outward = math.log(2) if i else -math.log(2)
-        inner = nats[abs(t - t[i]) >= abs(outward) / 2]
-        if len(inner) and inner.min() - nats[i] < TOLERANCE:
-            return []
-        return [t[i] + outward / 2, t[i] + outward, t[i] + 2 * outward]
-    low = min(max(i - 2, 0), max(len(t) - 5, 0))
-    near = slice(low, low + 5)
-    scale = t[i + 1] - t[i - 1]
-    x = np.linspace(t[i - 1], t[i + 1], 2001)
-    model = np.polynomial.Polynomial.fit((t[near] - t[i]) / scale, nats[near], len(t[near]) - 1)((x - t[i]) / scale)
-    if model.min() > nats[i] - TOLERANCE or scale < 1e-6:
-        return []
-    return [x[model.argmin()], (t[i - 1] + t[i]) / 2, (t[i] + t[i + 1]) / 2]
+    nodes = []
+    for minimum in local_minima(points)[:MAX_MINIMA]:
+        i = int(np.searchsorted(t, minimum))
+        if i in (0, len(t) - 1):  # an edge: go on if it is the best point, unless the nats are flat there
+            outward = math.log(2) if i else -math.log(2)
+            inner = nats[abs(t - t[i]) >= abs(outward) / 2]
+            if nats[i] == nats.min() and not (len(inner) and inner.min() - nats[i] < TOLERANCE / 4):
+                nodes += [t[i] + outward, t[i] + 2 * outward, t[i] + 4 * outward]
+            continue
+        left, right = t[i] - t[i - 1], t[i + 1] - t[i]
+        gain = max((nats[i - 1] - nats[i]) * right / left, (nats[i + 1] - nats[i]) * left / right) \
+            * max(left, right) / (2 * (left + right))
+        if nats[i] - gain > nats.min() - TOLERANCE or left + right < 1e-6:
+            continue
+        if halve:
+            nodes += [t[i] - left / 2, t[i] + right / 2]
+            continue
+        low = min(max(i - 2, 0), max(len(t) - 5, 0))
+        near = slice(low, low + 5)
+        x = np.linspace(-left, right, 2001)
+        model = np.polynomial.Polynomial.fit(t[near] - t[i], nats[near], len(t[near]) - 1)
+        nodes += [t[i] + x[model(x).argmin()] + step for step in LAST_STEPS]
+    return nodes
 
 
 def evaluate(loss, states, fold, nodes, visited, with_uniform):
     """Add to the points of each fold, visited[k] = {log u: (nats, mix)}, those at log u = nodes[k]."""
-    nodes = np.array(nodes)  # (folds, K)
+    nodes = [own or [min(points, key=points.get)] for own, points in zip(nodes, visited, strict=True)]
+    most = max(map(len, nodes))
+    nodes = np.array([own + own[-1:] * (most - len(own)) for own in nodes])  # all folds need equally many
     log_q = target_log_q(loss, states, np.exp(nodes), fold)
     for k, points in enumerate(visited):
         values = log_q[torch.from_numpy(fold == k)].double()
-        mix = best_mix(values, states.C) if with_uniform else torch.zeros(nodes.shape[1], dtype=torch.float64)
+        mix = best_mix(values, states.C) if with_uniform else torch.zeros(most, dtype=torch.float64)
         nats = -torch.logaddexp(values + torch.log1p(-mix), torch.log(mix / states.C)).mean(0)
+        nats[nats.isnan()] = math.inf
         points.update(zip(nodes[k].tolist(), zip(nats.tolist(), mix.tolist(), strict=True), strict=True))
 
 
 def best_mix(log_q, C):
-    """Return the mix (K,) with the lowest mean of -log((1 - mix) q + mix / C) over the tokens, for log q (n, K).
+    """Return the mix (K,) with the lowest mean of -log((1 - mix) q + mix / C) over the tokens, for log q (n, K), but at
+    least MIN_MIX.
 
     The mean is convex in mix: bisection of the sign of its derivative, in the logit of mix.
     """
     q = log_q.exp()
     slope = 1 / C - q
-    low, high = torch.full_like(q[0], -30), torch.full_like(q[0], 30)
+    low, high = torch.full_like(q[0], math.log(MIN_MIX)), torch.full_like(q[0], 30)
     for _ in range(32):
         middle = (low + high) / 2
         ascending = (slope / (slope * torch.sigmoid(middle) + q)).mean(0) < 0
         low, high = torch.where(ascending, low, middle), torch.where(ascending, middle, high)
-    mix = torch.sigmoid((low + high) / 2)
-    return torch.where(mix < 1e-12, 0, torch.where(mix > 1 - 1e-12, 1, mix))
+    return torch.sigmoid((low + high) / 2)
 
 
 @torch.no_grad()
@@ -193,14 +216,22 @@ def normalizers(x, u, equally_spaced):
 
 
 @torch.no_grad()
-def typical_spread(loss, states):
-    """Return the median of the standard deviation of the log link over the classes, for some tokens."""
-    spread = torch.zeros(1)
+def wide_grid(loss, states):
+    """Return log u, in steps of log 2, such that u times the standard deviation of a token's log link over the classes
+    is from well below 1 to well above 1 for every token: outside, the nats do not have a minimum."""
+    spread = torch.zeros(states.n_tokens)
     for batch in states:
-        if batch.first == 0:  # on one rank
-            _, logits = next(link.logit_blocks(batch.hidden, states.weight))
-            spread += link.log2_link(loss, logits)[0].std(-1).median().cpu() * link.LN2
-    return distributed.all_reduce_sum(spread).item()
+        blocks = link.logit_blocks(batch.hidden, states.weight)
+        values = torch.cat([link.log2_link(loss, logits)[0].std(-1) for _, logits in blocks])
+        spread[batch.first:batch.first + len(values)] = values.cpu() * link.LN2
+    spread = distributed.all_reduce_sum(spread)
+    spread = spread[(spread > 0) & spread.isfinite()].log()
+    if not len(spread):  # constant logits, or a damaged model
+        return [0.0]
+    spread = spread[(spread - spread.median()).abs() <= math.log(MAX_RATIO)]
+    low, high = -spread.max().item(), -spread.min().item()
+    octaves = math.ceil((high - low) / link.LN2)
+    return [low + link.LN2 * i for i in range(-BELOW, octaves + ABOVE + 1)]
 
 
 def fit_softmax_temperature(states):

@@ -119,9 +119,9 @@ def subtract_threshold(r, tau=None):
     Args:
         tau: the result of an earlier call for the same r, which saves the search.
     """
-    # the projection does not depend on a constant, and differences of large ratios would lose their digits
+    # the projection does not depend on a constant, and differences of ratios far from 0 would lose their digits
     largest = r.amax(-1, keepdim=True)
-    shift = (largest - 1).clamp_(min=0)
+    shift = torch.where(largest.abs() > 2, largest, 0)
     on_cpu = r.device.type == 'cpu'
     if not on_cpu or shift.any():
         r.sub_(shift)

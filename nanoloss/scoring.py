@@ -18,6 +18,8 @@ from nanoloss import dataloader, distributed, link, rng
 MAX_CACHE = 2**31  # bytes of hidden states that are cached between two passes over a split
 READOUTS = ('softmax', 'link', 'calibrated')
 FIGURES = ('nats', 'confidence', 'brier', 'rank')
+N_FIGURES = len(READOUTS) * len(FIGURES)
+OTHER = ('objective', 'link_sum', 'link_negative')
 CONFIDENCE_STEPS = 10**6  # confidences are counted in steps of 1e-6
 
 
@@ -242,14 +244,14 @@ def score_tokens(loss, states, calibration):
             tau = None if batch.thresholds is None else batch.thresholds[part]
             parts.append(score_block(loss, logits, batch.targets[part], u[part], mix[part], tau))
         values = torch.cat(parts, 1)
-        values[12] += link.quadratic_term(loss, batch.hidden, states.weight, batch.targets, states.C)
+        values[N_FIGURES] += link.quadratic_term(loss, batch.hidden, states.weight, batch.targets, states.C)
         values = values.cpu().numpy()  # the only copy to the host
-        yield (batch.positions, states.tokens[batch.positions], values[:12].reshape(len(READOUTS), len(FIGURES), -1),
-               values[12:])
+        figures, other = np.split(values, [N_FIGURES])
+        yield (batch.positions, states.tokens[batch.positions], figures.reshape(len(READOUTS), len(FIGURES), -1), other)
 
 
 def score_block(loss, logits, y, u, mix, tau=None):
-    """Return figures and other of score_tokens, without the quadratic part of the loss, in one tensor (15, n).
+    """Return figures and other of score_tokens, without the quadratic part of the loss, in one tensor (N_FIGURES + len(OTHER), n).
 
     Args:
         logits: (n, C).
@@ -262,8 +264,8 @@ def score_block(loss, logits, y, u, mix, tau=None):
     softmax, top, log_Z, cross_entropy = link.softmax_nll(logits, y)
     # every readout of a built-in loss keeps the order of the logits, even where its own digits run out
     rank = count_not_below(logits, index) - 1
-    figures = logits.new_full((15, n), math.nan)
-    readouts, other = figures[:12].view(3, 4, n, 1), figures[12:]
+    values = logits.new_full((N_FIGURES + len(OTHER), n), math.nan)
+    readouts, other = values[:N_FIGURES].view(len(READOUTS), len(FIGURES), n, 1), values[N_FIGURES:]
     other[0] = link.partial_objective(loss, logits, y, log_Z, cross_entropy)
     readouts[0] = torch.stack([cross_entropy, top, sum_of_squares(softmax) - 2 * softmax.gather(1, index) + 1, rank])
 
@@ -296,7 +298,7 @@ def score_block(loss, logits, y, u, mix, tau=None):
     nats = -torch.logaddexp(torch.log1p(-mix) + log_q_y, torch.log(mix / C))
     squares = ((1 - mix) / Z) ** 2 * sum_of_squares(q) + (2 - mix) * mix / C
     readouts[2] = torch.stack([nats, (1 - mix) / Z + mix / C, squares - 2 * torch.exp(-nats) + 1, rank])
-    return figures
+    return values
 
 
 def sum_of_squares(x):

@@ -28,8 +28,11 @@ class States:
             yield scoring.Batch(i, np.arange(i, min(i + 256, self.n_tokens)), self.logits[i:i + 256],
                                 self.targets[i:i + 256])
 
+    def positions(self):
+        return np.arange(self.n_tokens)
+
     def subset(self, n_tokens):
-        return States(self.logits[:n_tokens], self.targets[:n_tokens])
+        return self if self.n_tokens <= n_tokens else States(self.logits[:n_tokens], self.targets[:n_tokens])
 
 
 def make_states(kind, scale, seed, n=1500):
@@ -43,8 +46,14 @@ def make_states(kind, scale, seed, n=1500):
         y = torch.where(torch.rand(n) < 0.25, torch.randint(C, (n,)), y)
     if kind == 'two scales':
         f[::2] *= 30
+    if kind == 'three scales':
+        f *= 10.0 ** torch.randint(-2, 3, (n, 1))
     if kind == 'wrong':
         f = f[:, torch.randperm(C)]
+    if kind == 'shuffled':
+        y = torch.randint(C, (n,))
+    if kind == 'mostly constant':
+        f[: n * 4 // 5] = 0.5
     return States(scale * f, y)
 
 
@@ -64,20 +73,40 @@ def nats_on_grid(loss, states, u, mix):
 
 @pytest.mark.parametrize('name', LOSSES)
 @settings(max_examples=10, deadline=None, derandomize=True)
-@given(kind=st.sampled_from(['plain', 'heavy', 'flat', 'noisy', 'two scales', 'wrong']),
-       scale=st.floats(-3, 3).map(lambda x: 10**x), seed=st.integers(0, 99))
-def test_no_grid_point_is_better(name, kind, scale, seed):
+@given(kind=st.sampled_from(['plain', 'heavy', 'flat', 'noisy', 'two scales', 'three scales', 'wrong', 'shuffled',
+                             'mostly constant']),
+       scale=st.floats(-3, 3).map(lambda x: 10**x), seed=st.integers(0, 99), folds=st.sampled_from([1, 2]))
+def test_no_grid_point_is_better(name, kind, scale, seed, folds):
     """No inverse temperature and mix on a fine grid have fewer nats by 1e-5, for logits of any kind and scale."""
     loss, states = losses.make_loss(name, C), make_states(kind, scale, seed, n=300)
-    fitted = calibration.fit_calibration(loss, states)
-    u, mix = fitted.inverse_temperature[0], fitted.mix[0]
-    assert fitted.nats[0] == pytest.approx(nats_on_grid(loss, states, u, [mix])[0, 0], abs=2e-6)
-    center = 1 / scale if link.has_softmax_link(loss) else 1.0
+    fitted = calibration.fit_calibration(loss, states, lambda i: i % folds)
+    for k in range(folds):
+        check_minimum(fitted, k, loss, States(states.logits[k::folds], states.targets[k::folds]),
+                      center=1 / scale if link.has_softmax_link(loss) else 1.0)
+
+
+@pytest.mark.parametrize('name', LOSSES)
+@pytest.mark.parametrize('kind', ['plain', 'noisy', 'two scales', 'three scales', 'mostly constant'])
+def test_a_search_on_few_tokens_finds_the_minimum(name, kind, monkeypatch):
+    """So it is for two folds if the wide grid sees a fifth of the tokens only."""
+    monkeypatch.setattr(calibration, 'SEARCH_LOGITS', 0)
+    loss, states = losses.make_loss(name, C), make_states(kind, 1.0, 5, n=5000)
+    order = torch.randperm(5000)
+    states = States(states.logits[order], states.targets[order])
+    fitted = calibration.fit_calibration(loss, states, lambda i: i % 2)
+    for k in range(2):
+        check_minimum(fitted, k, loss, States(states.logits[k::2], states.targets[k::2]), center=1.0)
+
+
+def check_minimum(fitted, k, loss, states, center):
+    """Compare the fit of fold k, whose states are given, with a wide grid around `center` and one around the fit."""
+    u, mix = fitted.inverse_temperature[k], fitted.mix[k]
+    assert fitted.nats[k] == pytest.approx(nats_on_grid(loss, states, u, [mix])[0, 0], abs=2e-6)
     grid = center * np.concatenate([[0], np.geomspace(1e-3, 1e3, 50), np.geomspace(0.3, 3, 40)])
     mixes = np.concatenate([[0], np.geomspace(1e-6, 1, 40)])
-    assert fitted.nats[0] <= np.nanmin(nats_on_grid(loss, states, grid, mixes)) + 1e-5
+    assert fitted.nats[k] <= np.nanmin(nats_on_grid(loss, states, grid, mixes)) + 1e-5
     near = nats_on_grid(loss, states, u * np.linspace(0.98, 1.02, 21), np.clip(mix * np.linspace(0.9, 1.1, 11), 0, 1))
-    assert fitted.nats[0] <= near.min() + 1e-5
+    assert fitted.nats[k] <= near.min() + 1e-5
 
 
 def test_known_temperature_and_mix_are_found():
@@ -89,7 +118,7 @@ def test_known_temperature_and_mix_are_found():
     u, mix = torch.from_numpy(true[fold]).float().T[:, :, None]
     y = torch.multinomial((1 - mix) * F.softmax(u * f, -1) + mix / C, 1)[:, 0]
     states = States(f, y)
-    fitted = calibration.fit_calibration(losses.cross_entropy(C), states, fold)
+    fitted = calibration.fit_calibration(losses.cross_entropy(C), states, lambda i: fold[i])
     np.testing.assert_allclose(fitted.inverse_temperature, true[:, 0], rtol=0.03)
     np.testing.assert_allclose(fitted.mix, true[:, 1], atol=0.01)
     assert fitted.converged and states.passes <= 5
@@ -110,6 +139,13 @@ def test_uninformative_and_damaged_logits():
     for logits in (torch.zeros(500, C), torch.full((500, C), math.nan), F.one_hot((y + 1) % C, C).float()):
         fitted = calibration.fit_calibration(losses.cross_entropy(C), States(logits, y))
         assert fitted.inverse_temperature.tolist() == [0] and fitted.nats[0] == pytest.approx(math.log(C))
+
+
+def test_no_token_costs_unboundedly():
+    """Even if the fitted tokens are all predicted with certainty, another token costs at most log C + 14 nats."""
+    y = torch.randint(C, (40,))
+    fitted = calibration.fit_calibration(losses.cross_entropy(C), States(20 * F.one_hot(y, C).float(), y))
+    assert 0 < fitted.nats[0] < 1e-4 and -math.log(fitted.mix[0] / C) < math.log(C) + 14
 
 
 def test_a_cap_is_reported(monkeypatch):

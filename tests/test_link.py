@@ -95,7 +95,8 @@ def test_link_of_plain_mse_is_sparsemax():
     """The link of plain MSE is sparsemax for logits of any size and any offset, also where several exceed 1."""
     loss = losses.mse(40)
     f = torch.cat([torch.randn(300, 40) * torch.logspace(-3, 3, 300)[:, None] + 3 * torch.randn(300, 1),
-                   torch.tensor([[1.5, 1.0] + [0.0] * 38, [1e6, 1e6 - 0.25] + [-1e6] * 38])])
+                   torch.tensor([[1.5, 1.0] + [0.0] * 38, [1e6, 1e6 - 0.25] + [-1e6] * 38]),
+                   torch.randn(20, 40) - torch.logspace(0, 6, 20)[:, None]])
     torch.testing.assert_close(link.link(loss, f).double(), sparsemax(f), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(link.link(loss, f.double()), sparsemax(f), rtol=1e-9, atol=1e-9)
     p = link.link(losses.mse(4), torch.tensor([[1.5, 1, 0, 0], [-1.5, -2, -2.5, -3]]))
@@ -105,9 +106,10 @@ def test_link_of_plain_mse_is_sparsemax():
 def test_a_fixed_number_of_steps_suffices(monkeypatch):
     """The projection takes fewer steps than a GPU, which cannot test for the end, always makes."""
     monkeypatch.setattr(link, 'MAX_STEPS', link.MAX_STEPS // 2)
+    kinds = [torch.randn(20, 5000), torch.randn(20, 5000) ** 5, torch.rand(20, 5000).log(),
+             0.5 ** torch.arange(100.0).expand(20, 100)]
     for scale in (1e-3, 0.03, 1.0, 30.0):
-        for rows in (torch.randn(20, 5000), torch.randn(20, 5000) ** 5, torch.rand(20, 5000).log(), -torch.rand(
-                20, 5000).log().neg().exp(), 0.5 ** torch.arange(100.0).expand(20, 100)):
+        for rows in kinds:
             p, _ = link.subtract_threshold(scale * rows)
             torch.testing.assert_close(p.relu().sum(-1), torch.ones(20), rtol=0, atol=2e-5)
 
@@ -121,6 +123,9 @@ def test_zero_and_negative_denominators():
     squentropy = losses.squentropy(6)  # the denominator is 1 + 0.4 f: 0 at f = -2.5
     p = link.link(squentropy, torch.tensor([[-2.5, -3.0, -2.4, 1.0, 0.5, 0.0]]))
     assert torch.isfinite(p).all() and (p[0, :3] == 0).all() and p.argmax() == 3
+    f = torch.tensor([[-3.0, -3.1, -4.0, -5.0, -6.0, -7.0]])  # all denominators are negative
+    assert link.link(squentropy, f).tolist() == [[1, 0, 0, 0, 0, 0]]
+    torch.testing.assert_close(link.link(squentropy, torch.full((1, 6), -3.0)), torch.full((1, 6), 1 / 6))
 
 
 def test_link_of_cross_entropy_is_softmax():
