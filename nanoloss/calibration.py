@@ -22,17 +22,19 @@ import losses
 from nanoloss import distributed, link
 
 FIT_TOKENS = 2**18     # at most about as many tokens of val.bin are used; more would gain less than 1e-5 nats
-SEARCH_LOGITS = 2**25  # at most about as many logits are used for the search on the grid
-BELOW, ABOVE = 5, 8  # octaves by which the grid of u extends beyond the inverse spreads of the tokens' log links
-MAX_RATIO = 1e4      # of such a spread to their median; others are left out
-REFINED = np.array([-3, -2, -1, 1, 2, 3]) * math.log(2) / 4  # around each of the lowest minima on the grid
-FIRST_STEPS = np.log1p([-0.18, -0.12, -0.06, 0, 0.06, 0.12, 0.18])  # around a start, equally spaced in u
-LAST_STEPS = np.log1p([-0.003, 0, 0.003])  # around an estimate of the minimum, likewise
-MAX_MINIMA = 3
-KEPT = 0.05      # nats: a minimum that is higher than the lowest by more is not evaluated on all tokens
-MIN_MIX = 1e-6   # no token costs more than log C + 13.8 nats
-TOLERANCE = 1e-5   # nats per token
+SEARCH_LOGITS = 2**24  # at most about as many logits are used for the search on the grid
+BELOW, ABOVE = 5, 8    # octaves by which the grid of u extends beyond the inverse spreads of the tokens' log links
+MAX_RATIO = 1e4        # of such a spread to their median; others are left out
+MAX_MINIMA = 3         # that are refined
+KEPT = 0.05            # nats: a minimum that is higher than the lowest by more is not evaluated on all tokens
+TOLERANCE = 1e-5       # nats per token
+MIN_MIX = 1e-6         # no token costs more than log C + 13.8 nats
 MAX_PASSES = 10
+# log u relative to a minimum on the grid, to a start for all tokens, and to an estimate of the minimum; the last two are
+# equally spaced in u, which saves time
+NEAR = np.array([-3, -2, -1, 1, 2, 3]) * math.log(2) / 4
+FIRST = np.log1p(0.06 * np.arange(-3, 4))
+LAST = np.log1p(0.002 * np.arange(-3, 4))
 
 
 class Calibration(NamedTuple):
@@ -90,14 +92,14 @@ def search(loss, states, fold, fold_of, with_uniform):
     few.description = 'calibrating, search'
     found = [{} for _ in range(folds)]
     evaluate(loss, few, few_fold, [wide_grid(loss, few)] * folds, found, with_uniform)
-    near = [[t + step for t in local_minima(points)[:MAX_MINIMA] for step in REFINED] for points in found]
+    near = [[t + step for t in local_minima(points)[:MAX_MINIMA] for step in NEAR] for points in found]
     evaluate(loss, few, few_fold, near, found, with_uniform)
     if few is states:
         return found
     visited, nodes = [{} for _ in range(folds)], []
     for points in found:
         starts = local_minima(points)[:MAX_MINIMA]
-        nodes.append([t + step for t in starts if points[t][0] < points[starts[0]][0] + KEPT for step in FIRST_STEPS])
+        nodes.append([t + step for t in starts if points[t][0] < points[starts[0]][0] + KEPT for step in FIRST])
     states.description = 'calibrating, pass 1'
     evaluate(loss, states, fold, nodes, visited, with_uniform)
     return visited
@@ -142,7 +144,7 @@ def propose(points, halve):
         near = slice(low, low + 5)
         x = np.linspace(-left, right, 2001)
         model = np.polynomial.Polynomial.fit(t[near] - t[i], nats[near], len(t[near]) - 1)
-        nodes += [t[i] + x[model(x).argmin()] + step for step in LAST_STEPS]
+        nodes += [t[i] + x[model(x).argmin()] + step for step in LAST]
     return nodes
 
 

@@ -85,6 +85,13 @@ def test_no_grid_point_is_better(name, kind, scale, seed, folds):
                       center=1 / scale if link.has_softmax_link(loss) else 1.0)
 
 
+@pytest.mark.parametrize('name,seed', [('cross_entropy', 6), ('squentropy', 1), ('squentropy', 11)])
+def test_the_lowest_of_several_minima_is_found(name, seed):
+    """So it is where the lowest minimum is not next to the best point of the wide grid, or far out on it."""
+    loss, states = losses.make_loss(name, C), make_states('three scales', 1.0, seed, n=40)
+    check_minimum(calibration.fit_calibration(loss, states), 0, loss, states, center=1.0)
+
+
 @pytest.mark.parametrize('name', LOSSES)
 @pytest.mark.parametrize('kind', ['plain', 'noisy', 'two scales', 'three scales', 'mostly constant'])
 def test_a_search_on_few_tokens_finds_the_minimum(name, kind, monkeypatch):
