@@ -8,7 +8,7 @@ uniform distribution needs no data, keeps the order of the classes, and bounds t
 For a fixed u, the nats are convex in mix, so mix is found by bisection. What is left is a function of u alone, which
 can have several minima. It is searched on a wide grid, for each fold by itself, and every minimum that could be the
 lowest is refined. The nats are always computed exactly, at several u in each pass over the tokens, and the best u that
-was evaluated is returned. If there are more than SEARCH_LOGITS logits, the grid sees a part of the tokens only.
+was evaluated is returned. If there are many tokens, the grid sees a part of them only.
 
 Shapes: n tokens, K inverse temperatures, C classes.
 """
@@ -22,7 +22,8 @@ import losses
 from nanoloss import distributed, link
 
 FIT_TOKENS = 2**18     # at most about as many tokens of val.bin are used; more would gain less than 1e-5 nats
-SEARCH_LOGITS = 2**24  # at most about as many logits are used for the search on the grid
+SEARCH_TOKENS = 2**13  # at most about as many of them are used for the search on the grid,
+SEARCH_LOGITS = 2**24  # and at most about as many logits
 BELOW, ABOVE = 5, 8    # octaves by which the grid of u extends beyond the inverse spreads of the tokens' log links
 MAX_RATIO = 1e4        # of such a spread to their median; others are left out
 MAX_MINIMA = 3         # that are refined
@@ -84,7 +85,7 @@ def search(loss, states, fold, fold_of, with_uniform):
 
     If only a part of the tokens was searched, these are the points around its minima, evaluated on all tokens.
     """
-    few = states.subset(max(1024, SEARCH_LOGITS // states.C))
+    few = states.subset(min(SEARCH_TOKENS, max(1024, SEARCH_LOGITS // states.C)))
     few_fold = fold_numbers(few, fold_of)
     folds = fold.max() + 1
     if np.bincount(few_fold, minlength=folds).min() < len(few_fold) / (4 * folds):  # a story can be longer than `few`
