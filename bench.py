@@ -1,4 +1,4 @@
-"""Measure speed and memory of this code against a plain PyTorch baseline (nanoloss/baseline.py).
+"""Measure speed and memory of this code against a plain PyTorch baseline (nanoloss/baseline.py), and against others.
 
     python bench.py all
     python bench.py heads|train|sample|evaluate|prepare|start [--only=mse] [--json=True]
@@ -15,16 +15,19 @@ threads = 0             # threads per process; 0 = all cores
 only = ''               # measure only the rows whose name contains this text
 device = 'auto'         # auto | cpu | cuda
 dtype = 'auto'          # auto | float32 | bfloat16
+matmul = 'auto'         # on a CPU, library of float32 products of our cases: auto (the faster one) | torch | onednn
 compile = 'auto'        # auto (on CUDA) | True | False: use torch.compile for both cases of a row
 json = False            # print one JSON object instead of the table
 task = sys.argv[1] if len(sys.argv) > 1 and not sys.argv[1].startswith('-') else ''
 configure(globals(), argv=sys.argv[2:] if task else sys.argv[1:], rules=[
     'rounds >= 1', 'seconds > 0', 'threads >= 0', "device in ('auto', 'cpu', 'cuda')",
     "dtype in ('auto', 'float32', 'bfloat16')", "compile in ('auto', 'True', 'False')",
+    "matmul in ('auto', 'torch', 'onednn')",
 ])
 if task not in (*TASKS, 'all'):
     fail(f"bench.py needs a task, found {task or 'none'}: choose from {', '.join(TASKS)}, all", status=2)
 
+import importlib.util
 import itertools
 import multiprocessing
 import os
@@ -49,8 +52,9 @@ import torch.nn.functional as F
 
 from losses import make_loss, mean_loss
 from model import GPT, GPTConfig
-from nanoloss import baseline, calibration, dataloader, engine, link, scoring
+from nanoloss import baseline, calibration, convert, dataloader, engine, link, scoring
 from nanoloss.device import choose_compile, choose_device, prepare_cpu, processor_name
+from nanoloss.matmul import HAS_ONEDNN, mm
 from nanoloss.optim import make_optimizer
 from nanoloss.paths import DATA, ROOT
 from nanoloss.tokenizer import Tokenizer
@@ -70,6 +74,7 @@ if threads:
 try:
     device, dtype, autocast, _ = choose_device(device, dtype)
     compile, _ = choose_compile(compile, device)
+    matmul = 'torch' if compile else matmul
 except ValueError as e:
     fail(e)
 on_gpu = device.startswith('cuda')
@@ -84,13 +89,12 @@ def new_model(C, shape):
 
 def head(loss, use_baseline=False, C=GPT2, N=4096, d=128):
     """Loss and gradients of the output layer alone, for hidden states (N, d)."""
-    torch.manual_seed(0)
-    hidden = torch.randn(N, d, device=device, requires_grad=True)
-    weight = (0.02 * torch.randn(-(-C // 64) * 64, d, device=device)).requires_grad_()
+    model = new_model(C, dict(n_layer=0, n_head=1, n_embd=d, block_size=1))
+    hidden, weight = torch.randn(N, d, device=device, requires_grad=True), model.lm_head.weight
     targets = torch.randint(C, (N,), device=device)
     criterion = make_loss(loss, C)
     if not use_baseline:
-        prepare_cpu(device)
+        prepare_cpu(device, model, N, matmul)
 
     def work():
         with autocast:
@@ -103,7 +107,8 @@ def head(loss, use_baseline=False, C=GPT2, N=4096, d=128):
     return work, N, 0
 
 
-def iteration(loss, shape, batch_size=16, C=GPT2, optimizer='adamw', use_baseline=False):
+def iteration(loss, shape, batch_size=16, C=GPT2, optimizer='adamw', use_baseline=False,
+              compile_baseline=compile):
     """A training iteration on random tokens: forward, backward, gradient clipping, optimizer."""
     raw_model = new_model(C, shape)
     x, y = torch.randint(C, (2, batch_size, shape['block_size']), device=device)
@@ -111,13 +116,13 @@ def iteration(loss, shape, batch_size=16, C=GPT2, optimizer='adamw', use_baselin
     weights = 12 * layers * d * d + (C * d if loss != 'mse' else 0)  # mse needs no logits
     flops = 6 * weights + 12 * layers * d * shape['block_size']
     if use_baseline:
-        train_step = baseline.trainer(raw_model, loss, compiled=compile)
+        train_step = baseline.trainer(raw_model, loss, compiled=compile_baseline)
 
         def work():
             with autocast:
                 train_step(x, y)
         return work, x.numel(), flops
-    prepare_cpu(device)
+    prepare_cpu(device, raw_model, x.numel(), matmul)
     model = torch.compile(raw_model, dynamic=False) if compile else raw_model
     criterion = make_loss(loss, C)
     optimizer = make_optimizer(raw_model, optimizer, 1e-3, 1e-3, 0.1, (0.9, 0.99))
@@ -132,15 +137,20 @@ def iteration(loss, shape, batch_size=16, C=GPT2, optimizer='adamw', use_baselin
     return work, x.numel(), flops
 
 
-def generation(shape, stories=1, C=BPE, use_baseline=False, tokens=250):
+def generation(shape, stories=1, C=BPE, use_baseline=False, use_transformers=False, tokens=250):
     """Generate a batch of stories from prompts of one token, with temperature 0.8 and top_k 200."""
     model = new_model(C, shape).eval()
     idx = torch.full((stories, 1), C - 1, device=device)
     criterion = make_loss('cross_entropy', C)
+    if use_transformers:
+        model = convert.to_hugging_face_model(model, Tokenizer('ids', size=C))
+        options = dict(do_sample=True, attention_mask=torch.ones_like(idx), pad_token_id=0)
 
     def work():
         with autocast:
-            if use_baseline:
+            if use_transformers:
+                model.generate(idx, max_new_tokens=tokens, temperature=0.8, top_k=200, **options)
+            elif use_baseline:
                 model.generate(idx, tokens, temperature=0.8, top_k=200)
             else:
                 sampler = engine.make_sampler(criterion, torch.rand(stories, tokens).numpy(), 0.8, top_k=200)
@@ -158,9 +168,12 @@ def pairs(task):
         return [versus_baseline(f'head, {loss}', partial(head, loss))
                 for loss in ('cross_entropy', 'squentropy', 'mse')]
     if task == 'sample':
-        return [versus_baseline('1 story, 4,096 ids', partial(generation, SMALL), 15),
-                versus_baseline('10 stories, 4,096 ids', partial(generation, SMALL, stories=10), 50),
-                versus_baseline('1 story, 30 M', partial(generation, MEDIUM | {'block_size': 512}, C=GPT2), 8)]
+        one, ten, large = (partial(generation, SMALL), partial(generation, SMALL, stories=10),
+                           partial(generation, MEDIUM | {'block_size': 512}, C=GPT2))
+        return [versus_baseline('1 story, 4,096 ids', one, 15), versus_baseline('10 stories, 4,096 ids', ten, 50),
+                versus_baseline('1 story, 30 M', large, 8),
+                *((f'ours / transformers, {name}', case, partial(case, use_transformers=True), None)
+                  for name, case in (('1 x 4,096 ids', one), ('10 x 4,096 ids', ten), ('1 x 50,257 ids', large)))]
     small, other = partial(iteration, shape=SMALL), partial(iteration, shape=SMALL, use_baseline=True)
     rows = [
         versus_baseline('cross_entropy', partial(small, 'cross_entropy'), 2.2),
@@ -177,7 +190,13 @@ def pairs(task):
     if hasattr(F, 'linear_cross_entropy'):
         rows += [('cross_entropy: ours / torch linear_cross_entropy', partial(small, 'cross_entropy'),
                   partial(other, 'linear_cross_entropy'), None)]
-    if on_gpu:
+    if not on_gpu:  # on a GPU, all cases are compiled
+        for name, case in (('50,257 ids', partial(small, 'cross_entropy')),
+                           ('4,096 ids', partial(small, 'cross_entropy', C=BPE)),
+                           ('6 x 384', partial(iteration, 'cross_entropy', MEDIUM, batch_size=8))):
+            other = partial(case, use_baseline=True, compile_baseline=True)
+            rows.append((f'ours / compiled baseline, {name}', case, other, None))
+    else:
         large = partial(iteration, shape=GPU_124M)
         rows += [
             versus_baseline('124 M, cross_entropy', partial(large, 'cross_entropy'), 1.15),
@@ -191,6 +210,17 @@ def pairs(task):
             rows += [('124 M, cross_entropy: ours / linear_cross_entropy', partial(large, 'cross_entropy'),
                       partial(large, 'linear_cross_entropy', use_baseline=True), None)]
     return rows
+
+
+def obstacle(case):
+    """Return why a case cannot run on this machine, or ''."""
+    if case.keywords.get('use_transformers') and not importlib.util.find_spec('transformers'):
+        return 'transformers is not installed'
+    try:
+        choose_compile(str(case.keywords.get('compile_baseline', False)), device)
+        return ''
+    except ValueError as e:
+        return str(e)
 
 
 # Measurement
@@ -277,12 +307,12 @@ def evaluation_rows():
     The fit is on 2/5 of the tokens for the small vocabulary, as on the 77,453 tokens of val.bin for 199,262 of test.bin
     (docs/results.md), and on all tokens for the large one.
     """
-    prepare_cpu(device)
     for (C, copies), loss in itertools.product(((BPE, 4), (GPT2, 1)), ('cross_entropy', 'squentropy', 'mse')):
         names = [f'{script} / forward pass: {loss}, {C:,} ids' for script in ('evaluate.py', 'train.py')]
         if not any(only in name for name in names):
             continue
         criterion, (model, split) = make_loss(loss, C), sampled_split(loss, C, copies)
+        prepare_cpu(device, model, 16 * 256, matmul)
         times, share = [], 0.4 if C == BPE else 1.0
 
         def evaluate():
@@ -303,7 +333,7 @@ def evaluation_rows():
             split.states.cache = None
             for batch in split.states.run(keep=False):
                 for hidden in batch.hidden.split(1024):
-                    torch.nn.functional.linear(hidden, split.states.weight)
+                    model.logits(hidden)
         for _ in range(rounds):
             times.append([processor_seconds(work) for work in (evaluate, evaluate_in_training, forward_pass)])
         times = 1e6 * np.array(times) / split.states.n_tokens
@@ -325,16 +355,16 @@ def processor_seconds(work):
     return clock() - start
 
 
-def matmul_flops():
+def matmul_flops(product):
     """Return the FLOP/s of a product of two (2048, 2048) matrices in the dtype that training uses."""
     a = torch.randn(2048, 2048, device=device)
 
-    def product():
+    def work():
         with autocast:
-            a @ a
+            product(a, a)
         if on_gpu:
             torch.cuda.synchronize()
-    return 2 * 2048**3 / median(timeit.repeat(product, number=1, repeat=12)[2:])
+    return 2 * 2048**3 / median(timeit.repeat(work, number=1, repeat=12)[2:])
 
 
 def run_script(*command, until=None):
@@ -407,7 +437,8 @@ def measure(task):
     else:
         for pair in pairs(task):
             if only in pair[0]:
-                yield measure_pair(*pair)
+                reason = obstacle(pair[2])
+                yield {'name': pair[0], 'note': reason} if reason else measure_pair(*pair)
 
 
 def table_line(name, *cells):
@@ -418,6 +449,8 @@ def table_line(name, *cells):
 def format_row(row, peak):
     def number(x):
         return f'{x:,.0f}' if x >= 100 else f'{x:.3g}'
+    if 'note' in row:
+        return f"{row['name']:44}  {row['note']}"
     memory = f"{row['ours_bytes'] / 2**30:.2f} / {row['other_bytes'] / 2**30:.2f}" if 'ours_bytes' in row else ''
     return table_line(row['name'], number(row['ours']), number(row['other']) if 'other' in row else '', row['unit'],
                       f"{row['ratio']:.2f}" if 'ratio' in row else '', f"{row['target']:g}" if row['target'] else '',
@@ -432,8 +465,8 @@ def print_json(values):
 if __name__ == '__main__':
     environment = f'{processor_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}, {dtype}, ' \
                   + time.strftime('%Y-%m-%d')
-    torch_rate = matmul_flops()
-    rate = matmul_flops() if prepare_cpu(device) != 'torch' else torch_rate
+    torch_rate = matmul_flops(torch.mm)
+    rate = max(torch_rate, matmul_flops(mm)) if HAS_ONEDNN and not on_gpu else torch_rate
     peak = next((1e12 * tflops for gpu, tflops in PEAK_TFLOPS.items() if on_gpu and gpu in environment), rate)
     if not json:
         print(f'{environment}\nmatmul of two 2048 x 2048 matrices: {rate / 1e9:,.0f} GFLOP/s, '

@@ -135,7 +135,7 @@ def check_loss(loss):
 
 
 def describe_data(settings):
-    """Return (the training data in words, {split: fingerprint}, whether it has no stories, only blocks).
+    """Return (the training data in words, {split: fingerprint}, vocabulary size, whether it has blocks, not stories).
 
     Exits if the data set cannot be used.
     """
@@ -151,7 +151,7 @@ def describe_data(settings):
         if num_samples:
             tokenizer.encode('')  # GPT-2's encoding may need a download
     words = f'{meta["source"] if meta else folder}; {len(tokens):,} training tokens'
-    return words, fingerprints, tokenizer.eot is None
+    return words, fingerprints, tokenizer.vocab_size, tokenizer.eot is None
 
 
 def read_budget():
@@ -351,6 +351,15 @@ def fixed_parts(plan):
     return parts
 
 
+def choose_matmul(settings, vocab_size):
+    """Return the --matmul of all runs: that of the stored plan, or of a run if earlier code wrote the plan."""
+    from nanoloss.device import library_of_study  # imports torch
+    recorded = read_json(FOLDER / 'plan.json').get('matmul')
+    for path in [] if recorded else (FOLDER / 'runs').glob('*/*.json'):
+        recorded = read_json(path).get('environment', {}).get('matmul', '').lower() or recorded
+    return library_of_study(settings, vocab_size, recorded)
+
+
 def stop(number, _):
     log_line('stopped; run the same command again to resume this study')
     raise SystemExit(128 + number)
@@ -361,7 +370,7 @@ def main():
         read_budget()  # a mistake in it must not wait for the data
     arms = read_arms()
     first = next(iter(arms.values()))
-    data, fingerprints, blocks = describe_data(first)
+    data, fingerprints, vocab_size, blocks = describe_data(first)
     if blocks and any(settings['block_size'] != first['block_size'] for settings in arms.values()):
         fail(f'--losses={losses}: found different values of block_size; data without a tokenizer is scored in blocks '
              'of block_size, so use the same one', status=2)
@@ -375,6 +384,9 @@ def main():
         fail(f'--name={name}: cannot write to {FOLDER} ({e.strerror}); pass another --name')
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
+    requested, library = {arm: settings['matmul'] for arm, settings in arms.items()}, choose_matmul(first, vocab_size)
+    arms = {arm: {**settings, 'matmul': library if requested[arm] == 'auto' else requested[arm]}
+            for arm, settings in arms.items()}
     if budget:
         iters = iterations(arms, *read_budget())
         arms = {arm: {**settings, 'max_iters': iters[arm]} for arm, settings in arms.items()}
@@ -384,7 +396,8 @@ def main():
         'declared': {'readout': readout, 'margin': margin, 'evaluations': evaluations,
                      **({'block_size': first['block_size']} if blocks else {})},
         'settings': {arm: {key: value for key, value in settings.items() if key == 'loss' or key not in FIXED}
-                     for arm, settings in arms.items()},
+                     | {'matmul': requested[arm]} for arm, settings in arms.items()},
+        'matmul': library,
         'seeds': list(range(first_seed, first_seed + seeds)),
         'data': fingerprints,
     })

@@ -20,6 +20,8 @@ stride = 0                  # tokens by which the window slides in stories longe
                             # 0 = half of block_size
 batch_size = 16             # windows per batch; affects only speed, and the size of the random batches
 device = 'auto'             # auto | cpu | cuda | cuda:1 | mps
+matmul = 'auto'             # on a CPU, library of float32 products: torch | onednn | auto (that of the run if it was
+                            # trained on this processor, otherwise the faster one)
 random_batches = 0          # also report the interval that contains 95 % of the losses (softmax) over this many random
                             # batches of batch_size blocks, as nanoGPT's estimate_loss measures it
 bootstrap = 9999            # resamples for confidence intervals and p-values
@@ -34,8 +36,8 @@ configure(globals(), rules=[
     ("not arrays or arrays.endswith('.npz')", 'pass a file name that ends in .npz'),
     'random_batches >= 0', ('not random_batches or blocks', 'add --blocks=True'),
     ('not per_byte or compare', 'pass a second checkpoint with --compare=FILE'),
-    "device == 'auto' or device.split(':')[0] in ('cpu', 'cuda', 'mps')",
-])
+    "device == 'auto' or device.split(':')[0] in ('cpu', 'cuda', 'mps')", "matmul in ('auto', 'torch', 'onednn')",
+], applies=[("device in ('auto', 'cpu')", 'matmul')])
 
 import itertools
 import math
@@ -116,6 +118,7 @@ def check_comparable(a, b):
 def score(run):
     """Score a run; every rank must call this. Sets run.calibration, run.calibration_tokens and run.totals (see
     scoring.Totals). Raises ValueError if a loss is not finite."""
+    prepare_cpu(device, run.model, batch_size * run.model.config.block_size, matmul, run.checkpoint.get('environment'))
     data, val = run.splits[split], run.splits['val']
 
     def half_of(positions):
@@ -216,7 +219,6 @@ def compare_runs(a, b):
 try:
     checkpoint = run_dir.find_checkpoint(checkpoint, out_dir)
     device, _, _, _ = choose_device(device, 'float32', distributed.local_rank)
-    prepare_cpu(device)
     distributed.init(device)
     runs = [load_run(path) for path in [checkpoint, compare] if path]
     if compare:

@@ -14,9 +14,11 @@ out_dir = ''                # run directory; '' = the newest one under out/
 to = ''                     # directory to create
 calibrate = False           # fold the best softmax temperature on val.bin into the final layer norm
 dataset = ''                # data set whose val.bin is used; '' = the data set of the checkpoint, if it exists
+matmul = 'auto'             # library of float32 products, as in evaluate.py: auto | torch | onednn
 figures = ''                # output of evaluate.py --json=True, for the model card; '' = run evaluate.py
 configure(globals(), rules=[("to != ''", 'pass the directory to create, --to=...'),
-                            ('not (checkpoint and out_dir)', 'pass one of them')])
+                            ('not (checkpoint and out_dir)', 'pass one of them'),
+                            "matmul in ('auto', 'torch', 'onednn')"])
 import json
 import os
 import shutil
@@ -90,7 +92,8 @@ def read_figures(loaded):
 
 def measure(tokenizer, name):
     """Run evaluate.py on val.bin and return its output, a dict."""
-    flags = ['--json=True', f'--checkpoint={checkpoint}', f'--dataset={name}', f'--blocks={tokenizer.kind == "ids"}']
+    flags = ['--json=True', f'--checkpoint={checkpoint}', f'--dataset={name}', f'--matmul={matmul}',
+             f'--blocks={tokenizer.kind == "ids"}']
     print('running: python evaluate.py ' + ' '.join(flags), file=sys.stderr)
     with ThreadPoolExecutor(1) as pool:  # a signal must not interrupt this thread while it starts the process
         stdout, stderr, status = pool.submit(launcher.run_script, 'evaluate.py', flags).result()
@@ -188,9 +191,9 @@ try:
     partial = Path(tempfile.mkdtemp(prefix=f'{target.name}.', dir=target.absolute().parent))
     partial.chmod(0o755)
     checkpoint = find_checkpoint(checkpoint, out_dir)
-    prepare_cpu('cpu')
     loaded = load_checkpoint(checkpoint)
     model, tokenizer, loss = restore_model(crop_vocab(loaded, loaded['tokenizer'].get('vocab_size')))
+    prepare_cpu('cpu', model, 16 * model.config.block_size, matmul, loaded.get('environment'))
     name = find_data(loaded)
     result = read_figures(loaded) if figures else None
     temperature, nats = None, None

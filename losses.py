@@ -127,6 +127,7 @@ def reported_scale(loss, C):
 
 # the mean loss and its gradients without N x C logits -------------------------
 
+mm, addmm_ = torch.mm, torch.Tensor.addmm_  # nanoloss/matmul.py replaces them by oneDNN's where these are faster
 FLOAT16_SCALE = 2.0**10  # float16 rounds gradients below 3e-8 to zero, so those of a GPU are computed times this
 
 
@@ -183,7 +184,7 @@ class _SumOfSquares(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, h, W):
-        Gh = h @ (W.T @ W)
+        Gh = mm(h, mm(W.T, W))
         ctx.save_for_backward(h, W, Gh)
         return (h * Gh).sum(-1)
 
@@ -192,7 +193,7 @@ class _SumOfSquares(torch.autograd.Function):
     def backward(ctx, grad):
         h, W, Gh = ctx.saved_tensors
         grad = 2 * grad[:, None]
-        return grad * Gh, W @ ((grad * h).T @ h)
+        return grad * Gh, mm(W, mm((grad * h).T, h))
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -222,16 +223,16 @@ class _ChunkedLoss(torch.autograd.Function):
             rows = math.ceil(len(h) / n_chunks)
             for i in range(0, len(h), rows):
                 chunk = slice(i, i + rows)
-                losses, grad = per_token(h[chunk] @ W.T, targets[chunk], C, scale)
+                losses, grad = per_token(mm(h[chunk], W.T), targets[chunk], C, scale)
                 total += losses.sum()
                 if keep_float32:
                     grad_h[chunk] = torch.mm(grad, W, out_dtype=torch.float32)
                     beta = 0 if i == 0 else 1  # at first, grad_W is not initialized
                     torch.addmm(grad_W, grad.T, h[chunk], beta=beta, out_dtype=torch.float32, out=grad_W)
                     continue
-                grad_h[chunk] = grad @ W
+                grad_h[chunk] = mm(grad, W)
                 if dtype == weight.dtype:
-                    grad_W.T.addmm_(h[chunk].T, grad)
+                    addmm_(grad_W.T, h[chunk].T, grad)
                 else:
                     grad_W += (h[chunk].T @ grad).T
         ctx.grads, ctx.scale = (grad_h, grad_W), scale

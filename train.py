@@ -64,6 +64,7 @@ min_delta = 0.0             # smallest improvement, in nats, that resets patienc
 # system ----------------------------------------------------------------------
 device = 'auto'             # auto | cpu | cuda | cuda:1 | mps
 dtype = 'auto'              # auto | float32 | bfloat16 | float16
+matmul = 'auto'             # on a CPU, library of float32 products: auto (the faster one) | torch | onednn
 compile = 'auto'            # auto (on CUDA) | True | False: torch.compile, which takes a minute to start
 check_device = True         # before training on a GPU, compare a small model's gradients with those of the CPU
 config = configure(globals(), rules=[
@@ -107,6 +108,7 @@ config = configure(globals(), rules=[
     'min_delta >= 0',
     "device == 'auto' or device.split(':')[0] in ('cpu', 'cuda', 'mps')",
     "dtype in ('auto', 'float32', 'bfloat16', 'float16')",
+    "matmul in ('auto', 'torch', 'onednn')",
     "compile in ('auto', 'True', 'False')",
 ], applies=[  # elsewhere, config files may set these without effect; flags may not
     ("loss in ('squentropy', 'cross_entropy_plus_square')", 'squentropy_weight'),
@@ -114,6 +116,7 @@ config = configure(globals(), rules=[
     ("loss == 'mse'", 'mse_true_weight', 'mse_target', 'mse_end'),
     ("loss == 'cross_entropy'", 'label_smoothing', 'z_loss'),
     ("optimizer == 'muon'", 'muon_learning_rate'),
+    ("device in ('auto', 'cpu') and compile != 'True'", 'matmul'),
 ])
 
 # imports: only now, so that --help and mistakes in settings need not wait for torch
@@ -131,7 +134,8 @@ from losses import LOSSES, make_loss, mean_loss, reported_scale
 from model import GPT, GPTConfig
 from nanoloss import dataloader, distributed, engine, link, optim, rng, statistics
 from nanoloss.checkpoint import all_finite, describe_model, init_model, load_checkpoint, restore_optimizer
-from nanoloss.device import choose_compile, choose_device, compare_with_cpu, describe_environment, prepare_cpu
+from nanoloss.device import (
+    choose_compile, choose_device, compare_with_cpu, describe_environment, environment_changes, prepare_cpu)
 from nanoloss.run_dir import RunDir
 from nanoloss.train_state import Timer, TrainState
 
@@ -152,10 +156,9 @@ tokens_per_iter = gradient_accumulation_steps * batch_size * block_size
 val_starts = dataloader.val_windows(len(data.val), block_size, eval_windows or eval_iters * batch_size)
 val_batches = [val_starts[i:i + local_batch_size] for i in range(0, len(val_starts), local_batch_size)]
 distributed.init(device)
-environment = describe_environment(device, dtype, use_compile, prepare_cpu(device, use_compile), distributed.world_size)
 
 # model, optimizer and state --------------------------------------------------
-run_dir, state, checkpoint = None, TrainState(), {}
+run_dir, state, checkpoint, changes = None, TrainState(), {}, []
 if init_from == 'auto':  # rank 0 decides for all
     found = distributed.all_reduce_max(distributed.is_master and os.path.exists(f'{out_dir}/ckpt.pt'))[0]
     init_from = 'resume' if found else 'scratch'
@@ -169,9 +172,12 @@ with fail_on(OSError, ValueError):
         if init_from == 'resume' and os.path.exists(path) and distributed.is_master and not eval_only:
             run_dir = RunDir(out_dir)  # locks it, so that nobody replaces the checkpoint while it is read
         checkpoint = load_checkpoint(path)
-        raw_model, changes = init_model(checkpoint, init_from == 'resume', config, flag_names(), data, environment)
-        if changes:
-            log_line(f"changed since this run was saved: {', '.join(changes)}")
+        raw_model, changes = init_model(checkpoint, init_from == 'resume', config, flag_names(), data)
+    saved = checkpoint['environment'] if init_from == 'resume' else {}
+    library = prepare_cpu(device, raw_model, local_batch_size * block_size, 'torch' if use_compile else matmul, saved)
+    environment = describe_environment(device, dtype, use_compile, library, distributed.world_size)
+    if changes := changes + environment_changes(saved, environment):
+        log_line(f"changed since this run was saved: {', '.join(changes)}")
     raw_model.to(device)
     if check_device and device != 'cpu':
         compare_with_cpu(device, dtype, autocast, raw_model.config, lambda C: make_loss(loss, C, **config))
@@ -235,7 +241,7 @@ log_line(f"loss: {loss} ({loss_fn if loss in LOSSES else 'custom'})")
 log_line(f'run: {max_iters:,} iterations x {tokens_per_iter:,} tokens = '
          f'{max_iters * tokens_per_iter / len(data.train):.2f} epochs, output in {out_dir}')
 log_line(f"device: {device_reason}, {torch.get_num_threads()} threads, {distributed.world_size} processes, matmul by "
-         f"{environment['matmul']}, {'compiled' if use_compile else 'not compiled'} ({compile_reason})")
+         f"{library}, {'compiled' if use_compile else 'not compiled'} ({compile_reason})")
 if eval_only:
     objective, nats = estimate_loss(loss_fn)
     log_line(f'iter {state.iter_num}: val loss {objective:.4f}, {nats:.4f} nats per token, '

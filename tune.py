@@ -51,6 +51,7 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError, Prog
 
 from nanoloss import dataloader
 from nanoloss.checkpoint import SHAPE
+from nanoloss.device import library_of_study
 from nanoloss.launcher import DIVERGED, measure_speed, run_training, tokens_per_iter, train_settings
 from nanoloss.metrics_log import read_metrics
 from nanoloss.search_report import (
@@ -287,17 +288,22 @@ def open_study(open_function, **options):
              '--storage')
 
 
+def vocab_size_of(meta):
+    return meta['vocab_size'] if meta else dataloader.GPT2_VOCAB_SIZE
+
+
 def start_study(base, threads, data, meta):
-    """Create or open the study: (study, iterations per trial, {setting: distribution}).
+    """Create or open the study: (study, iterations per trial, --matmul of all trials, {setting: distribution}).
 
     Raises ValueError if the settings are invalid or the study is a different search.
     """
     optuna_study = open_study(optuna.create_study, load_if_exists=True)
+    library = library_of_study(base, vocab_size_of(meta), optuna_study.user_attrs.get('matmul'))
     if budget_seconds:
         budget = {'seconds': budget_seconds, 'threads': threads}
         length = f'{budget_seconds:g} s with {threads} threads'
         n = optuna_study.user_attrs.get('iterations') or \
-            int(measure_speed(base, study_dir / 'trials', threads) * budget_seconds)
+            int(measure_speed({**base, 'matmul': library}, study_dir / 'trials', threads) * budget_seconds)
     else:
         n = iters or base['max_iters']
         budget = {'iterations': n}
@@ -325,11 +331,12 @@ def start_study(base, threads, data, meta):
     for point in points:
         optuna_study.enqueue_trial(point, skip_if_exists=True)
     optuna_study.set_user_attr('iterations', n)
+    optuna_study.set_user_attr('matmul', library)
     description = f'loss {base["loss"]}, optimizer {base["optimizer"]}, trials of {length}, sampler {sampler}, ' \
                   f'seed {sampler_seed}, data {meta["source"] if meta else data}'
     optuna_study.set_user_attr('description', description)
     optuna_study.set_user_attr('search', wanted)
-    return optuna_study, n, distributions
+    return optuna_study, n, library, distributions
 
 
 # main -------------------------------------------------------------------------
@@ -361,7 +368,7 @@ else:
             id_file = study_dir / 'folder_id'  # tells the machines that share a storage apart
             if not id_file.exists():
                 id_file.write_text(uuid.uuid4().hex[:8])
-            optuna_study, base['max_iters'], distributions = start_study(base, threads, data, meta)
+            optuna_study, base['max_iters'], base['matmul'], distributions = start_study(base, threads, data, meta)
     except Timeout:
         fail(f'--study={study_dir}: another tune.py is running, and --budget_seconds allows only one at a time')
     except (FileExistsError, NotADirectoryError, PermissionError) as e:
@@ -379,7 +386,7 @@ else:
     signals.log_line('searched: ' + ', '.join(f'{name} {describe(d)}' for name, d in distributions.items()))
     try:
         search(optuna_study, distributions, id_file.read_text(), base, threads,
-               uniform_nats=math.log(meta['vocab_size'] if meta else dataloader.GPT2_VOCAB_SIZE))
+               uniform_nats=math.log(vocab_size_of(meta)))
     except optuna.exceptions.StorageInternalError as e:
         fail(f'the storage failed ({str(e).splitlines()[0][:200]}); run the same command to continue')
 with fail_on(ValueError):

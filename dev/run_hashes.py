@@ -2,10 +2,12 @@
 
     python dev/run_hashes.py DATA > after.json
     python dev/run_hashes.py DATA --repo=../other_checkout > before.json
+    python dev/run_hashes.py DATA --flags=--matmul=torch > torch.json
 
 DATA is a folder of token bins with a tokenizer. Each run trains a tiny model for 60 iterations: every loss with AdamW
 and Muon, with and without dropout and gradient accumulation, in one process and in two. The hash covers the final
 weights. The evaluation and the samples of one checkpoint follow. Hashes agree on one machine and torch build only.
+--flags are more flags of train.py; without --matmul, each run chooses a library, and two runs may choose differently.
 """
 import argparse
 import hashlib
@@ -22,6 +24,7 @@ import torch
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument('data', type=Path)
 parser.add_argument('--repo', type=Path, default=Path(__file__).resolve().parent.parent, help='the checkout to run')
+parser.add_argument('--flags', default='', help='more flags for train.py, separated by spaces')
 options = parser.parse_args()
 MODEL = ['--n_layer=2', '--n_head=2', '--n_embd=64', '--block_size=64', '--batch_size=8', '--max_iters=60',
          '--warmup_iters=10', '--eval_interval=30', '--eval_iters=4', '--sample_tokens=20']
@@ -54,7 +57,7 @@ def hash_weights(path):
 def train(folder, flags, processes=1):
     launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
     run(*(launcher if processes > 1 else []), 'train.py', *MODEL, f'--dataset={options.data.resolve()}',
-        f'--out_dir={folder}', *flags)
+        f'--out_dir={folder}', *flags, *options.flags.split())
     return hash_weights(folder / 'ckpt.pt')
 
 

@@ -207,15 +207,15 @@ def _is_valid(x):
     return isinstance(x, torch.Tensor) and x.is_floating_point() and x.is_contiguous() and bool(x.isfinite().all())
 
 
-def init_model(checkpoint, resume, config, flags, data, environment):
+def init_model(checkpoint, resume, config, flags, data):
     """The model of a run that starts from a checkpoint's weights, or that resumes the checkpoint's run.
 
-    config, data, environment: settings, dataloader.Dataset and environment of the run that starts now. The settings of
-    the model's shape are set to those of the weights.
+    config, data: settings and dataloader.Dataset of the run that starts now. The settings of the model's shape are set
+    to those of the weights.
     flags: names of the settings that were given on the command line.
 
-    Returns (model, changes), where changes is a list of 'name old -> new' of everything that a resumed run does
-    differently. Raises ValueError if the checkpoint does not fit the run.
+    Returns (model, changes), where changes is a list of 'name old -> new' of the settings that a resumed run changes.
+    Raises ValueError if the checkpoint does not fit the run.
     """
     path, changes = checkpoint['path'], []
     if not resume and checkpoint['tokenizer'] == data.tokenizer.to_dict():
@@ -230,7 +230,7 @@ def init_model(checkpoint, resume, config, flags, data, environment):
                    if name in flags and config[name] != shape[name]]
     config.update(shape)
     if resume:
-        changes = _find_changes(checkpoint, config, other_shape, data.info, environment)
+        changes = _find_changes(checkpoint, config, other_shape, data.info)
     elif other_shape:
         raise ValueError(f"{path} cannot start a run of another shape: {', '.join(other_shape)}; omit these flags, or "
                          'train from scratch')
@@ -261,7 +261,7 @@ def match_dataset(path, tokenizer, dataset):
     return folder, meta
 
 
-def _find_changes(checkpoint, config, refused, data, environment):
+def _find_changes(checkpoint, config, refused, data):
     path = checkpoint['path']
     missing = [key for key in ('optimizer', 'scaler', 'train_state', 'environment')
                if not isinstance(checkpoint.get(key), dict) or key == 'optimizer' and not checkpoint[key]]
@@ -274,8 +274,6 @@ def _find_changes(checkpoint, config, refused, data, environment):
     for name, old in saved.items():
         if name in config and config[name] != old and name not in ('init_from', 'out_dir', *SHAPE):
             (refused if name in FIXED_SETTINGS else changes).append(f'{name} {old} -> {config[name]}')
-    changes += [f'{name} {old} -> {environment[name]} (results may differ in the last bits)'
-                for name, old in checkpoint['environment'].items() if name in environment and environment[name] != old]
     if checkpoint['data'] and checkpoint['data'] != data:  # nanoGPT's checkpoints do not record it
         refused.append(f"data {checkpoint['data'].get('source')} -> {data['source']} (or the same text prepared again)")
     if refused:

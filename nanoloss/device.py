@@ -9,8 +9,8 @@ from contextlib import nullcontext
 import torch
 
 from losses import mean_loss
-from model import GPT
-from nanoloss import matmul
+from model import GPT, GPTConfig
+from nanoloss import distributed, matmul
 
 
 def processor_name(device):
@@ -35,6 +35,12 @@ def describe_environment(device, dtype, compiled, matmul_library, world_size):
     return {'processor': processor_name(device), 'torch': str(torch.__version__), 'device': device.split(':')[0],
             'dtype': dtype, 'threads': torch.get_num_threads(), 'compiled': compiled, 'matmul': matmul_library,
             'world_size': world_size}
+
+
+def environment_changes(saved, environment):
+    """Return 'name old -> new' of everything in which the environment differs from a saved one, a list."""
+    return [f'{name} {old} -> {environment[name]} (results may differ in the last bits)' for name, old in saved.items()
+            if name in environment and str(environment[name]).lower() != str(old).lower()]  # oneDNN is onednn now
 
 
 def choose_device(device='auto', dtype='auto', local_rank=None):
@@ -171,16 +177,52 @@ def compare_with_cpu(device, dtype, autocast, config, loss):
                          'the driver, use --device=cpu, or skip this check with --check_device=False')
 
 
-def prepare_cpu(device, compiled=False):
+def prepare_cpu(device, model, rows, library='auto', recorded=None):
     """Set up memory allocation and matrix multiplication for speed on a CPU; does nothing on other devices.
 
-    Returns the library of the float32 matrix products, 'torch' or 'oneDNN'. A compiled model uses torch's.
+    Every rank must call this; rank 0 decides for all.
+
+    Args:
+        model: the GPT whose layers will use the library.
+        rows: tokens per batch of this rank.
+        library: of the float32 matrix products: 'torch', 'onednn', or 'auto' for the faster one.
+        recorded: describe_environment() of an earlier run. On the same processor, 'auto' keeps its library.
+    Returns 'torch' or 'onednn'. Raises ValueError if the requested library is not available.
     """
     if device.split(':')[0] != 'cpu':
         return 'torch'
     keep_freed_memory()
-    vendor = cpuinfo('vendor_id') or platform.processor()  # on Windows the latter ends with the vendor's name
-    return 'torch' if compiled else matmul.use_onednn(vendor)
+    if library == 'onednn' and not matmul.HAS_ONEDNN:
+        raise ValueError('--matmul=onednn: this build of PyTorch has no oneDNN for this processor; use --matmul=torch')
+    if library == 'auto' and distributed.is_master:
+        library = recorded_library(recorded) or matmul.faster_library(model.config, rows)
+    use_onednn, cannot = distributed.all_reduce_max(int(library == 'onednn'), int(not matmul.HAS_ONEDNN))
+    library = 'onednn' if use_onednn and not cannot else 'torch'
+    matmul.use(library, model)
+    return library
+
+
+def recorded_library(environment):
+    """Return the library in describe_environment() of an earlier run if it can be used again, otherwise None."""
+    if isinstance(environment, dict) and environment.get('processor') == processor_name('cpu') and \
+            not environment.get('compiled'):
+        library = str(environment.get('matmul')).lower()  # earlier code wrote oneDNN
+        return library if library in ('torch', 'onednn') else None
+
+
+def library_of_study(settings, vocab_size, recorded=None):
+    """Return the --matmul of all runs of a study, which should not differ in their library. 'auto' if there is no CPU
+    run to decide for.
+
+    settings: of train.py, for one of the runs. recorded: what was returned when the study started, if it has.
+    """
+    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    on_cpu = settings['device'] == 'cpu' or settings['device'] == 'auto' and not has_gpu
+    if settings['matmul'] != 'auto' or settings['compile'] == 'True' or not on_cpu:
+        return settings['matmul']
+    shape = {name: settings[name] for name in ('block_size', 'n_layer', 'n_head', 'n_embd')}
+    return recorded or matmul.faster_library(GPTConfig(vocab_size=vocab_size, **shape),
+                                             settings['batch_size'] * settings['block_size'])
 
 
 def keep_freed_memory():

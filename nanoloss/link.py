@@ -165,7 +165,7 @@ def logit_blocks(hidden, weight):
     C = len(weight)
     rows = losses.chunk_rows(C, hidden.device)
     for i in range(0, len(hidden), rows):
-        chunk = F.linear(hidden[i:i + rows], weight)
+        chunk = losses.mm(hidden[i:i + rows], weight.T)
         size = block_rows(*chunk.shape, chunk.device)
         for j in range(0, len(chunk), size):
             logits = chunk[j:j + size]

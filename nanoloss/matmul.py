@@ -1,23 +1,29 @@
-"""Fast CPU matmul: use oneDNN where MKL, PyTorch's default, is slower.
+"""Fast CPU matmul: use oneDNN where it is faster than PyTorch's default, which is MKL on x86.
 
-MKL does not use AVX-512 on processors that are not Intel's. On these, oneDNN (which PyTorch ships as well) computes
-float32 products in less than half the time. oneDNN is also faster on every processor for a product of a few rows with
-a large weight, if the weight is packed beforehand. This module calls the operators that torch.compile generates.
+PyTorch ships both. On some processors oneDNN computes float32 products in half the time, because MKL does not use
+AVX-512 there; on others they are equally fast, so both are timed. oneDNN is also faster on every processor for a
+product of a few rows with a large weight, if the weight is packed beforehand. This module calls the operators that
+torch.compile generates.
 """
+import math
 import platform
-import warnings
+import time
 
 import torch
+from torch.autograd.function import once_differentiable
+
+import losses
 
 HAS_ONEDNN = platform.machine().lower() in ('x86_64', 'amd64') and torch.backends.mkldnn.is_available() and \
     hasattr(torch.ops.mkldnn, '_linear_pointwise') and hasattr(torch.ops.mkldnn, '_reorder_linear_weight')
 PACKED_DTYPES = {torch.float32}
 if HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported():
     PACKED_DTYPES.add(torch.bfloat16)
-SLOW_WITH_MKL = ('AuthenticAMD', 'HygonGenuine')  # vendor strings of /proc/cpuinfo
 MIN_MULTIPLICATIONS = 2**21   # below this, the overhead of a call outweighs the gain
 MIN_PACKED_MULTIPLICATIONS = 2**18
-libraries = []  # keeps the registered kernels alive
+# The libraries round differently, so if they are equally fast, each run has to choose the same one. The ratio of their
+# times varies by up to 3 % from one measurement to the next.
+MIN_SPEEDUP = 1.05
 
 
 def linear(x, weight, bias=None):
@@ -36,48 +42,113 @@ def is_worthwhile(a, b):
         and a.size(0) * a.size(1) * b.size(1) >= MIN_MULTIPLICATIONS
 
 
-# Replacements for aten::mm, aten::addmm and aten::addmm_. For other products and for invalid arguments they call
-# PyTorch's own kernel through the out= overload, which is not replaced.
-
 def mm(a, b):
-    """Return a (n, k) @ b (k, m). The result may be a transposed view."""
+    """Return a (n, k) @ b (k, m), by oneDNN if that is worthwhile. The result may be a transposed view."""
     if not is_worthwhile(a, b):
-        return torch.mm(a, b, out=a.new_empty(0))
+        return torch.mm(a, b)
     if a.stride(0) == 1 and a.size(0) > b.size(1):  # the gradient of a weight: copy the smaller factor
         return linear(b.T, dense(a)).T
     return linear(a, dense(b.T))
 
 
-def addmm(self, a, b, *, beta=1, alpha=1):
-    """Return beta * self + alpha * (a @ b). oneDNN is used only if self is a bias (m,)."""
-    if is_worthwhile(a, b) and alpha == beta == 1 and self.dtype is torch.float32 and self.shape == b.shape[1:]:
-        return linear(a, dense(b.T), self.contiguous())
-    return torch.addmm(self, a, b, beta=beta, alpha=alpha, out=a.new_empty(0))
-
-
-def addmm_(self, a, b, *, beta=1, alpha=1):
-    """Compute self = beta * self + alpha * (a @ b) in place."""
-    if is_worthwhile(a, b) and alpha == beta == 1 and self.dtype is torch.float32 and \
-            self.shape == (a.size(0), b.size(1)):
+def addmm_(self, a, b):
+    """Add a (n, k) @ b (k, m) to self (n, m) in place, by oneDNN if that is worthwhile."""
+    if is_worthwhile(a, b) and self.dtype is torch.float32 and self.shape == (a.size(0), b.size(1)):
         return self.add_(linear(a, dense(b.T)))
-    return self.copy_(torch.addmm(self, a, b, beta=beta, alpha=alpha))
+    return self.addmm_(a, b)
 
 
-def use_onednn(vendor):
-    """Let oneDNN compute the float32 products of this process if MKL would not use AVX-512.
+class _LinearFunction(torch.autograd.Function):
 
-    vendor: the vendor string of the CPU. Returns 'oneDNN', or 'torch' if nothing was replaced.
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x, weight)
+        return linear(x.reshape(-1, x.size(-1)), weight, bias).reshape(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        rows, grad = x.reshape(-1, x.size(-1)), grad.reshape(-1, grad.size(-1))
+        return mm(grad, weight).reshape(x.shape), mm(grad.T, rows), grad.sum(0) if ctx.needs_input_grad[2] else None
+
+
+class Linear(torch.nn.Linear):
+    """A linear layer whose float32 products are computed by oneDNN, those of the backward pass too."""
+
+    def forward(self, x):
+        is_small = x.numel() * self.out_features < MIN_MULTIPLICATIONS
+        if is_small or x.dtype is not torch.float32 or torch.is_autocast_enabled('cpu'):
+            return super().forward(x)
+        return _LinearFunction.apply(x, self.weight, self.bias)
+
+
+def use(library, model):
+    """Let a library, 'torch' or 'onednn', compute the float32 products of a model's layers and of the head.
+
+    Those of the layers are computed by the model, those of the head by losses.mm and losses.addmm_ for all models of
+    this process.
     """
-    if not HAS_ONEDNN or not torch.backends.mkl.is_available() or not any(name in vendor for name in SLOW_WITH_MKL) \
-            or torch.backends.cpu.get_cpu_capability() != 'AVX512':
+    layer_class, losses.mm, losses.addmm_ = {'torch': (torch.nn.Linear, torch.mm, torch.Tensor.addmm_),
+                                             'onednn': (Linear, mm, addmm_)}[library]
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.__class__ = layer_class
+
+
+def training_products(config, rows):
+    """Return [(weight, a, b)] of the float32 products a @ b of an iteration: blocks and head, forward and backward.
+
+    Large products are represented by smaller ones, which take a millisecond. The time of an iteration is then the sum
+    of weight * time of the product.
+
+    Args:
+        config: GPTConfig of the model.
+        rows: tokens per micro-batch.
+    """
+    d, C = config.n_embd, math.ceil(config.vocab_size / 64) * 64  # with padding
+    chunk = min(rows, losses.chunk_rows(config.vocab_size, torch.device('cpu')))
+    layers = [(config.n_layer, rows, d, width) for width in (3 * d, d, 4 * d)]
+    layers += [(config.n_layer, rows, 4 * d, d), (rows / chunk, chunk, d, C)]
+    products = []
+    for weight, *sizes in layers:
+        weight *= math.prod(sizes)
+        while math.prod(sizes) > 2**26:
+            sizes[sizes.index(max(sizes))] //= 2
+        n, k, m = sizes
+        x, w, grad = torch.ones(n, k), torch.ones(m, k), torch.ones(n, m)
+        products += [(weight / (n * k * m), a, b) for a, b in ((x, w.T), (grad, w), (grad.T, x))]
+    return products
+
+
+def faster_library(config, rows):
+    """Return 'onednn' if it computes the products of training_products() faster by MIN_SPEEDUP, otherwise 'torch'.
+
+    It takes less than half a second. Each product is timed several times, the libraries in turns, and its shortest time
+    counts. All on one thread: with several, other programs that use the cores change the ratio by a factor of two.
+    """
+    products = training_products(config, rows)
+    if not HAS_ONEDNN or not any(is_worthwhile(a, b) for _, a, b in products):
         return 'torch'
-    if not libraries:
-        libraries.append(torch.library.Library('aten', 'IMPL'))
-        with warnings.catch_warnings():  # PyTorch warns that this overrides a kernel, which is the intention
-            warnings.simplefilter('ignore')
-            for kernel in (mm, addmm, addmm_):
-                libraries[0].impl(kernel.__name__, kernel, 'CPU')
-    return 'oneDNN'
+    times = [(math.inf, math.inf)] * len(products)
+    n_threads, start = torch.get_num_threads(), time.perf_counter()
+    torch.set_num_threads(1)
+    for repetition in range(10):
+        for i, (_, a, b) in enumerate(products):
+            seconds = [_seconds(product, a, b) for product in (torch.mm, mm)]
+            times[i] = tuple(map(min, times[i], seconds))
+        if repetition > 1 and time.perf_counter() - start > 0.2:
+            break
+    torch.set_num_threads(n_threads)
+    torch_seconds, onednn_seconds = (sum(weight * t[i] for (weight, *_), t in zip(products, times, strict=True))
+                                     for i in range(2))
+    return 'onednn' if torch_seconds > MIN_SPEEDUP * onednn_seconds else 'torch'
+
+
+def _seconds(product, a, b):
+    start = time.perf_counter()
+    product(a, b)
+    return time.perf_counter() - start
 
 
 class PackedLinear:

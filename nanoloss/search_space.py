@@ -15,7 +15,7 @@ from nanoloss.paths import ROOT
 SET_BY_TUNE = ('out_dir', 'eval_interval', 'log_interval', 'sample_tokens', 'eval_only')
 # trials that differ in these could not be compared, or would not run
 NOT_SEARCHABLE = ('dataset', 'block_size', 'seed', 'eval_iters', 'eval_windows', 'max_iters', 'lr_decay_iters',
-                  'init_from', 'device', 'dtype', 'compile', 'wandb_log', 'wandb_project',
+                  'init_from', 'device', 'dtype', 'matmul', 'compile', 'wandb_log', 'wandb_project',
                   'wandb_run_name', 'keep_checkpoints')
 
 
