@@ -212,15 +212,15 @@ def pairs(task):
     return rows
 
 
-def obstacle(case):
-    """Return why a case cannot run on this machine, or ''."""
+def missing(case):
+    """Return a note if this machine lacks what a case needs, or ''."""
     if case.keywords.get('use_transformers') and not importlib.util.find_spec('transformers'):
-        return 'transformers is not installed'
+        return 'not measured (transformers is not installed)'
     try:
         choose_compile(str(case.keywords.get('compile_baseline', False)), device)
         return ''
     except ValueError as e:
-        return str(e)
+        return f'not measured ({e})'
 
 
 # Measurement
@@ -437,8 +437,8 @@ def measure(task):
     else:
         for pair in pairs(task):
             if only in pair[0]:
-                reason = obstacle(pair[2])
-                yield {'name': pair[0], 'note': reason} if reason else measure_pair(*pair)
+                note = missing(pair[2])
+                yield {'name': pair[0], 'note': note} if note else measure_pair(*pair)
 
 
 def table_line(name, *cells):

@@ -63,7 +63,7 @@ class _LinearFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias):
         ctx.save_for_backward(x, weight)
-        return linear(x.reshape(-1, x.size(-1)), weight, bias).reshape(*x.shape[:-1], -1)
+        return linear(dense(x.reshape(-1, x.size(-1))), weight, bias).reshape(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable

@@ -9,10 +9,16 @@ from conftest import ROOT, cold, run, settings_of
 from scipy import stats
 from test_study_report import made_up_run
 
+from nanoloss.matmul import HAS_ONEDNN
 from nanoloss.study_report import READOUTS
 
 SMALL = ['--n_layer=1', '--n_embd=16', '--n_head=2', '--block_size=32', '--eval_iters=1', '--batch_size=2',
          '--evaluations=2', '--budget=iters:4', '--bootstrap=99', '--num_samples=1', '--each=', '--name=s']
+
+
+def matmul_of(folder):
+    """The library that a run recorded."""
+    return json.loads((folder / 'val.json').read_text())['environment']['matmul']
 
 
 def compare(*flags, cwd):
@@ -61,6 +67,11 @@ def test_a_small_study(tiny_data, tmp_path):
     status, _, err = compare(*flags, '--losses=cross_entropy,squentropy', cwd=tmp_path)
     assert status == 0, err
     written = {path: path.stat().st_mtime_ns for path in folder.glob('runs/*/ckpt.pt')}
+    plan = json.loads((folder / 'plan.json').read_text())
+    assert plan.pop('matmul') == matmul_of(folder / 'runs/squentropy-1') != 'auto'
+    for settings in plan['settings'].values():
+        del settings['matmul']
+    (folder / 'plan.json').write_text(json.dumps(plan))  # as earlier code wrote it
     status, _, err = compare(*flags, '--losses=cross_entropy', '--jobs=2', cwd=tmp_path)
     assert status == 0 and written == {path: path.stat().st_mtime_ns for path in folder.glob('runs/*/ckpt.pt')}, err
     assert list(json.loads((folder / 'results.json').read_text())['runs']) == ['cross_entropy', 'squentropy']
@@ -121,6 +132,27 @@ def test_a_study(tiny_data, tmp_path):
     for more, name in (('--budget=iters:5', 'max_iters'), ('--readout=softmax', 'readout'), ('--n_embd=8', 'n_embd')):
         status, _, err = compare(*flags, more, cwd=tmp_path)
         assert status == 1 and name in err and err.count('\n') == 1, (more, err)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_ONEDNN, reason='PyTorch has no oneDNN for this processor')
+def test_a_study_keeps_its_library(tiny_data, tmp_path):
+    """Runs that join a study use the library of its plan or, if earlier code wrote the plan, that of a run, although
+    their own choice for so small a model would be torch. Requesting another one is refused."""
+    folder = tmp_path / 'results/s'
+    flags = [*SMALL, f'--dataset={tiny_data}', '--losses=cross_entropy', '--num_samples=0']
+    assert compare(*flags, '--seeds=1', cwd=tmp_path)[0] == 0
+    plan = json.loads((folder / 'plan.json').read_text())
+    (folder / 'plan.json').write_text(json.dumps(plan | {'matmul': 'onednn'}))
+    assert compare(*flags, '--seeds=2', cwd=tmp_path)[0] == 0
+    assert matmul_of(folder / 'runs/cross_entropy-2') == 'onednn'
+    del plan['matmul']
+    (folder / 'plan.json').write_text(json.dumps(plan))
+    shutil.rmtree(folder / 'runs/cross_entropy-1')
+    assert compare(*flags, '--seeds=1', cwd=tmp_path)[0] == 0
+    assert matmul_of(folder / 'runs/cross_entropy-1') == 'onednn'
+    status, _, err = compare(*flags, '--matmul=torch', cwd=tmp_path)
+    assert status == 1 and 'matmul' in err and err.count('\n') == 1
 
 
 @pytest.mark.slow

@@ -128,11 +128,76 @@ def test_one_gpu_for_several_processes():
         device.choose_device('cuda:1', local_rank=1)
 
 
-def test_prepare_cpu(monkeypatch):
-    """oneDNN is used on a CPU by a model that is not compiled."""
-    monkeypatch.setattr(device.matmul, 'use_onednn', lambda vendor: 'oneDNN')
-    assert device.prepare_cpu('cpu') == 'oneDNN'
-    assert device.prepare_cpu('cpu', compiled=True) == device.prepare_cpu('cuda:0') == 'torch'
+HERE = {'processor': device.processor_name('cpu'), 'compiled': False}
+
+
+@pytest.fixture
+def used(monkeypatch):
+    """The libraries that models were told to use. oneDNN is available and faster."""
+    used = []
+    monkeypatch.setattr(device.matmul, 'HAS_ONEDNN', True)
+    monkeypatch.setattr(device.matmul, 'faster_library', lambda config, rows: 'onednn')
+    monkeypatch.setattr(device.matmul, 'use', lambda library, model: used.append(library))
+    return used
+
+
+@pytest.mark.parametrize('library, recorded, expected', [
+    ('torch', None, 'torch'), ('onednn', None, 'onednn'), ('auto', None, 'onednn'), ('auto', {}, 'onednn'),
+    ('auto', HERE | {'matmul': 'torch'}, 'torch'), ('onednn', HERE | {'matmul': 'torch'}, 'onednn'),
+    ('torch', HERE | {'matmul': 'oneDNN'}, 'torch'), ('auto', HERE | {'matmul': 'openblas'}, 'onednn'),
+    ('auto', HERE | {'matmul': 'torch', 'compiled': True}, 'onednn'), ('auto', HERE, 'onednn'), ('auto', [], 'onednn'),
+    ('auto', HERE | {'matmul': 'torch', 'processor': 'another'}, 'onednn')])
+def test_prepare_cpu(used, library, recorded, expected):
+    """The requested library is used; auto keeps that of a run on the same processor, otherwise it takes the faster."""
+    model = SimpleNamespace(config=CONFIG)
+    assert device.prepare_cpu('cpu', model, 64, library, recorded) == expected and used == [expected]
+    assert device.prepare_cpu('cuda:0', model, 64, library, recorded) == 'torch' and used == [expected]
+
+
+def test_earlier_name_of_onednn(used, monkeypatch):
+    """Earlier code recorded oneDNN in other letters, which is not a change."""
+    monkeypatch.setattr(device.matmul, 'faster_library', lambda config, rows: 'torch')
+    recorded = HERE | {'matmul': 'oneDNN'}
+    assert device.prepare_cpu('cpu', SimpleNamespace(config=CONFIG), 64, 'auto', recorded) == 'onednn'
+    assert device.environment_changes(recorded, HERE | {'matmul': 'onednn'}) == []
+
+
+def test_no_onednn(used, monkeypatch):
+    """Without oneDNN, requesting it is one line that names the flag, and a record of it does not count."""
+    monkeypatch.setattr(device.matmul, 'HAS_ONEDNN', False)
+    model = SimpleNamespace(config=CONFIG)
+    with pytest.raises(ValueError, match='--matmul') as e:
+        device.prepare_cpu('cpu', model, 64, 'onednn')
+    assert '\n' not in str(e.value) and not used
+    assert device.prepare_cpu('cpu', model, 64, 'auto', HERE | {'matmul': 'onednn'}) == 'torch'
+
+
+def test_rank_0_chooses_the_library(used, monkeypatch):
+    """The other ranks time nothing and take what rank 0 chose."""
+    for chosen in ('torch', 'onednn'):
+        monkeypatch.setattr(device.distributed, 'is_master', False)
+        monkeypatch.setattr(device.matmul, 'faster_library', None)
+        monkeypatch.setattr(device.distributed, 'all_reduce_max',
+                            lambda own, cannot, chosen=chosen: [max(own, chosen == 'onednn'), cannot])
+        assert device.prepare_cpu('cpu', None, 64) == chosen
+
+
+def test_library_of_study(used, monkeypatch):
+    """A study keeps its library; runs on a GPU and compiled ones have none to choose."""
+    settings = {**vars(CONFIG), 'batch_size': 2, 'device': 'cpu', 'compile': 'auto', 'matmul': 'auto'}
+    assert device.library_of_study(settings, 100) == 'onednn'
+    assert device.library_of_study(settings, 100, 'torch') == 'torch'
+    assert device.library_of_study({**settings, 'matmul': 'torch'}, 100, 'onednn') == 'torch'
+    for change in ({'device': 'cuda'}, {'compile': 'True'}):
+        assert device.library_of_study({**settings, **change}, 100, 'onednn') == 'auto'
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    assert device.library_of_study({**settings, 'device': 'auto'}, 100, 'onednn') == 'auto'
+
+
+def test_environment_changes():
+    """What differs is listed with both values; what one of the two lacks is not."""
+    change, = device.environment_changes({'torch': 'x', 'threads': 2, 'old': 1}, {'torch': 'y', 'threads': 2, 'new': 1})
+    assert all(text in change for text in ('torch', 'x', 'y'))
 
 
 def test_describe_environment():

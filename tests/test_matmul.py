@@ -1,8 +1,9 @@
-"""oneDNN's products against float64, and their effect on a process that uses them."""
+"""oneDNN's products against float64, a model that uses them, and the choice between the libraries."""
 import pytest
 import torch
-from conftest import ROOT, run
 
+import losses
+from model import GPT, GPTConfig
 from nanoloss import matmul
 
 needs_onednn = pytest.mark.skipif(not matmul.HAS_ONEDNN, reason='PyTorch has no oneDNN for this processor')
@@ -23,17 +24,12 @@ STRIDES = {'rows': torch.randn, 'columns': lambda n, m: torch.randn(m, n).T,
 @pytest.mark.parametrize('b_strides', STRIDES)
 @pytest.mark.parametrize('a_strides', STRIDES)
 def test_products(n, k, m, a_strides, b_strides):
-    """mm, addmm and addmm_ equal float64 products, large and small, whatever the strides."""
+    """mm and addmm_ equal float64 products, large and small, whatever the strides."""
     a, b = STRIDES[a_strides](n, k), STRIDES[b_strides](k, m)
-    exact, bias, matrix = a.double() @ b.double(), torch.randn(m), torch.randn(n, m)
+    exact, matrix = a.double() @ b.double(), torch.randn(n, m)
     assert is_close(matmul.mm(a, b), exact)
-    assert is_close(matmul.addmm(bias, a, b), exact + bias)
-    assert is_close(matmul.addmm(matrix, a, b), exact + matrix)
-    assert is_close(matmul.addmm(bias, a, b, beta=0.5, alpha=2), 2 * exact + 0.5 * bias)
     before = matrix.double()
     assert matmul.addmm_(matrix, a, b) is matrix and is_close(matrix, exact + before)
-    matmul.addmm_(matrix, a, b, alpha=-1)
-    torch.testing.assert_close(matrix.double(), before, rtol=0, atol=1e-4)
 
 
 @needs_onednn
@@ -65,40 +61,94 @@ def test_packed_linear(rows, dtype, size, has_bias):
         assert is_close(total.to(dtype), exact + residual)
 
 
-SCRIPT = f'''
-import sys, torch
-sys.path.insert(0, {str(ROOT)!r})
-import losses
-from model import GPT, GPTConfig
-from nanoloss import matmul
-if sys.argv[1] == 'oneDNN':
-    assert matmul.use_onednn('AuthenticAMD') == 'oneDNN' and matmul.use_onednn('AuthenticAMD') == 'oneDNN'
-torch.manual_seed(1)
-model = GPT(GPTConfig(block_size=64, vocab_size=1000, n_layer=2, n_head=2, n_embd=64))
-x, y = torch.randint(1000, (2, 8, 64))
-loss = losses.mean_loss(losses.squentropy(1000), model(x), model.lm_head.weight, y, 1000)
-loss.backward()
-torch.save([loss.detach()] + [p.grad for p in model.parameters()], sys.argv[2])
-'''
+@needs_onednn
+@pytest.mark.parametrize('shape', [(3, 200, 128), (4, 128)])
+@pytest.mark.parametrize('has_bias', [True, False])
+def test_linear(shape, has_bias):
+    """The output and the gradients of a layer, large or small, are those of a float64 layer; under autocast and in
+    float64 it is PyTorch's."""
+    layer, x = matmul.Linear(128, 130, bias=has_bias), torch.randn(128, *shape[:-1]).movedim(0, -1).requires_grad_()
+    exact = torch.nn.Linear(128, 130, bias=has_bias).double()
+    exact.load_state_dict(layer.state_dict())
+    grad = torch.randn(130, *shape[:-1]).movedim(0, -1)
+    y, exact_y = layer(x), exact(x.double())
+    parameters, exact_parameters = [x, *layer.parameters()], [x.detach().double().requires_grad_(), *exact.parameters()]
+    assert y.shape == exact_y.shape and is_close(y, exact_y)
+    exact_grads = torch.autograd.grad(exact(exact_parameters[0]), exact_parameters, grad.double())
+    for found, expected in zip(torch.autograd.grad(y, parameters, grad), exact_grads, strict=True):
+        assert is_close(found, expected)
+    plain = torch.nn.Linear(128, 130, bias=has_bias)
+    plain.load_state_dict(layer.state_dict())
+    with torch.autocast('cpu'):
+        assert torch.equal(layer(x), plain(x)) and layer(x).dtype is torch.bfloat16
+    assert torch.equal(layer.double()(x.double()), exact_y)
+
+
+def loss_and_gradients(model):
+    torch.manual_seed(1)
+    x, y = torch.randint(1000, (2, 8, 64))
+    model.zero_grad()
+    loss = losses.mean_loss(losses.squentropy(1000), model(x), model.lm_head.weight, y, 1000)
+    loss.backward()
+    return [loss.detach(), *(p.grad for p in model.parameters())]
 
 
 @needs_onednn
-@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != 'AVX512' or not torch.backends.mkl.is_available(),
-                    reason='needs AVX-512 and MKL')
-def test_use_onednn(tmp_path):
-    """A process that uses oneDNN gets the same loss and gradients up to rounding, and prints no warning."""
-    (tmp_path / 'script.py').write_text(SCRIPT)
-    results = []
-    for library in ('oneDNN', 'torch'):
-        path = tmp_path / library
-        status, _, err = run(tmp_path / 'script.py', library, path)
-        assert status == 0 and err == ''
-        results.append(torch.load(path, weights_only=True))
-    assert not all(torch.equal(a, b) for a, b in zip(*results, strict=True))  # the libraries round differently
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+def test_use(monkeypatch):
+    """A model that uses oneDNN has the same parameters and, up to rounding, the same loss and gradients; it can go back
+    to torch, and other products of the process do not change."""
+    for name in ('mm', 'addmm_'):
+        monkeypatch.setattr(losses, name, getattr(losses, name))  # restored at the end
+    model, a = GPT(GPTConfig(block_size=64, vocab_size=1000, n_layer=2, n_head=2, n_embd=64)), torch.randn(512, 512)
+    names, expected, product = list(model.state_dict()), loss_and_gradients(model), a @ a
+    matmul.use('onednn', model)
+    found = loss_and_gradients(model)
+    assert list(model.state_dict()) == names and torch.equal(a @ a, product)
+    assert not all(map(torch.equal, found, expected))  # the libraries round differently
+    for x, y in zip(found, expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-6)
+    matmul.use('torch', model)
+    assert all(map(torch.equal, loss_and_gradients(model), expected))
 
 
-def test_intel_keeps_mkl():
-    """On Intel's processors nothing is replaced."""
-    assert matmul.use_onednn('GenuineIntel') == 'torch' and not matmul.libraries
+def config(**changes):
+    return GPTConfig(**{**dict(block_size=64, vocab_size=1000, n_layer=2, n_head=2, n_embd=64), **changes})
+
+
+@needs_onednn
+@pytest.mark.parametrize('seconds, library', [((1, 0.5), 'onednn'), ((1, 0.98), 'torch'), ((1, 1), 'torch'),
+                                              ((0.5, 1), 'torch')])
+def test_faster_library(seconds, library, monkeypatch):
+    """oneDNN is chosen if its shortest times are clearly shorter, whatever single measurements say."""
+    clock = [0.0]
+
+    def takes(seconds):
+        def product(a, b):
+            assert a.size(1) == b.size(0)
+            calls[seconds] += 1
+            clock[0] += seconds * (100 if calls[seconds] % 3 == 1 else 1)  # disturbed, the first time too
+        calls = {seconds: 0}
+        return product
+    monkeypatch.setattr(torch, 'mm', takes(1e-6 * seconds[0]))
+    monkeypatch.setattr(matmul, 'mm', takes(1e-6 * seconds[1]))
+    monkeypatch.setattr(matmul.time, 'perf_counter', lambda: clock[0])
+    assert matmul.faster_library(config(), 512) == library
+
+
+def test_choice_has_no_side_effects():
+    """Timing the libraries leaves the number of threads and the random numbers alone, and a model whose products are
+    all too small for oneDNN is not timed."""
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    assert matmul.faster_library(config(), 512) in ('torch', 'onednn')
+    assert torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), state)
+    assert matmul.faster_library(config(n_embd=16, vocab_size=256), 128) == 'torch'
+
+
+@pytest.mark.parametrize('changes, rows', [({}, 512), ({'n_layer': 12, 'n_embd': 768, 'vocab_size': 50257}, 16384)])
+def test_training_products(changes, rows):
+    """The weighted products have as many multiplications as an iteration, and none takes long."""
+    c = config(**changes)
+    sizes = [(weight, a.size(0) * a.size(1) * b.size(1)) for weight, a, b in matmul.training_products(c, rows)]
+    forward = rows * (12 * c.n_layer * c.n_embd**2 + -(-c.vocab_size // 64) * 64 * c.n_embd)
+    assert sum(weight * size for weight, size in sizes) == pytest.approx(3 * forward)
+    assert all(size <= 2**26 for _, size in sizes)

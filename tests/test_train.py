@@ -15,7 +15,8 @@ from configurator import configure, read_settings
 from conftest import ROOT, check_refused, cold, run
 from model import GPT, GPTConfig
 from nanoloss import dataloader, rng
-from nanoloss.checkpoint import load_checkpoint, restore_model
+from nanoloss.checkpoint import load_checkpoint, restore_model, save_checkpoint
+from nanoloss.matmul import HAS_ONEDNN
 
 TINY = ['--n_layer=1', '--n_head=2', '--n_embd=16', '--block_size=32', '--batch_size=4', '--learning_rate=1e-2',
         '--eval_interval=20', '--eval_iters=2', '--max_iters=40', '--warmup_iters=5', '--sample_tokens=0']
@@ -281,6 +282,30 @@ def test_resume_takes_new_optimizer_settings(train, tmp_path):
     shutil.copy(tmp_path / 'run/best.pt', tmp_path / 'run/ckpt.pt')
     status, _, err = train('--init_from=resume')
     assert status == 1 and 'optimizer' in err and err.count('\n') == 1
+
+
+@pytest.mark.skipif(not HAS_ONEDNN, reason='PyTorch has no oneDNN for this processor')
+def test_matmul_is_kept(train, tmp_path):
+    """A resumed run and an evaluation use the library that the run recorded on this processor; on another processor the
+    resumed run chooses again and names both."""
+    flags, path = ['--n_embd=64', '--batch_size=16', '--block_size=64', '--max_iters=2'], tmp_path / 'run/ckpt.pt'
+    assert train(*flags, '--matmul=onednn')[0] == 0
+
+    def evaluate(*flags):
+        status, out, err = run('evaluate.py', f'--checkpoint={path}', '--json=True', '--bootstrap=9', *flags)
+        assert status == 0, err
+        return out
+    assert evaluate() == evaluate('--matmul=onednn') != evaluate('--matmul=torch')
+    flags = TINY + ['--max_iters=3', '--init_from=resume']  # products too small for oneDNN, so auto would be torch
+    assert train('--max_iters=2', '--matmul=onednn')[0] == 0
+    status, out, err = train(*flags)
+    assert status == 0 and 'onednn ->' not in out, err
+    checkpoint = load_checkpoint(path)
+    assert checkpoint['environment']['matmul'] == 'onednn' and checkpoint['config']['matmul'] == 'auto'
+    checkpoint['environment']['processor'] = 'another'
+    save_checkpoint(checkpoint, path)
+    status, out, err = train(*flags)
+    assert status == 0 and 'processor another ->' in out and 'matmul onednn -> torch' in out, err
 
 
 def test_second_run_moves_the_first_aside(train, tmp_path):

@@ -77,7 +77,7 @@ def check_same_run(a, b):
 @pytest.mark.parametrize('threads', [1, 2])
 def test_resume_is_exact(begin, tmp_path, loss, threads):
     """A run that is killed, stopped and resumed, with dropout and accumulation, ends in the bits of an uninterrupted one."""
-    flags = [f'--loss={loss}', '--lr_decay_iters=30', '--batch_size=8', '--n_embd=32']
+    flags = [f'--loss={loss}', '--lr_decay_iters=30', '--batch_size=8', '--n_embd=32', '--matmul=torch']
     env = {'OMP_NUM_THREADS': str(threads)}
     assert begin(*flags, '--max_iters=30', folder='whole', **env).finish()[0] == 0
     assert begin(*flags, '--max_iters=6', **env).finish()[0] == 0
@@ -123,7 +123,7 @@ def survive(begin, tmp_path, kills, seed):
     """Kill and resume a run `kills` times, every second time during a save. Return how many kills hit a save."""
     rng = random.Random(seed)
     folder, hit = tmp_path / 'run', 0
-    flags = ['--max_iters=400', '--loss=squentropy', '--keep_checkpoints=2', '--n_embd=64']
+    flags = ['--max_iters=400', '--loss=squentropy', '--keep_checkpoints=2', '--n_embd=64', '--matmul=torch']
     assert begin(*flags, folder='whole').finish()[0] == 0
     process = begin(*flags)
     for n in range(kills):

@@ -25,6 +25,7 @@ folder = Path(out_dir)
 folder.mkdir(parents=True, exist_ok=True)
 with open(folder.parent / 'starts.txt', 'a') as f:
     f.write(folder.name + ' ' + init_from + '\\n')
+(folder / 'matmul').write_text(matmul)
 metrics = folder / 'metrics.jsonl'
 first = json.loads(metrics.read_text().splitlines()[-1])['iter'] + 1 if init_from == 'resume' else 0
 with open(metrics, 'a') as f:
@@ -69,7 +70,7 @@ def repo(tmp_path):
     return tmp_path
 
 
-FLAGS = ['--dataset=tokens', '--space=space.py', '--study=s', '--iters=8']
+FLAGS = ['--dataset=tokens', '--space=space.py', '--study=s', '--iters=8', '--matmul=torch']
 
 
 def tune(repo, *flags):
@@ -119,6 +120,18 @@ def test_search(repo):
     status, _, err = tune(repo, '--trials=7')
     assert status == 0, err
     assert [t.params for t in trials(repo)[:6]] == [t.params for t in done] and len(starts(repo)) == 7
+
+
+@pytest.mark.slow
+def test_trials_share_a_library(repo):
+    """All trials get the library that the study recorded when it started, not auto."""
+    for number, library in enumerate((None, 'torch', 'onednn')):
+        if library:
+            optuna.load_study(storage=f'sqlite:///{repo}/s/study.db', study_name='s').set_user_attr('matmul', library)
+        status, _, err = tune(repo, f'--trials={number + 1}', '--matmul=auto')
+        assert status == 0, err
+        used = (repo / f's/trials/{number:04}/matmul').read_text()
+        assert used == library or library is None and used in ('torch', 'onednn')
 
 
 @pytest.mark.slow
