@@ -41,6 +41,7 @@ SHAPE = 'n_layer', 'n_head', 'n_embd', 'bias', 'activation'
 # A resumed run must keep these settings too. All others may change.
 FIXED_SETTINGS = {'batch_size', 'gradient_accumulation_steps', 'seed', 'block_size', 'dropout', 'optimizer', 'loss'}
 FIXED_SETTINGS |= {setting for name in losses.LOSSES for setting in losses.loss_settings(name)}
+UNREPORTED = {'init_from', 'out_dir', 'matmul', *SHAPE}  # the environment has the library in use, whatever chose it
 
 
 def save_checkpoint(checkpoint, path):
@@ -272,7 +273,7 @@ def _find_changes(checkpoint, config, refused, data):
     saved = {'optimizer': 'adamw', 'loss': checkpoint['loss'].get('name')} | checkpoint['config']
     changes, refused = [], [*refused]
     for name, old in saved.items():
-        if name in config and config[name] != old and name not in ('init_from', 'out_dir', *SHAPE):
+        if name in config and config[name] != old and name not in UNREPORTED:
             (refused if name in FIXED_SETTINGS else changes).append(f'{name} {old} -> {config[name]}')
     if checkpoint['data'] and checkpoint['data'] != data:  # nanoGPT's checkpoints do not record it
         refused.append(f"data {checkpoint['data'].get('source')} -> {data['source']} (or the same text prepared again)")

@@ -191,7 +191,7 @@ print(Path('made_up.json').read_text().replace('MODE', 'blocks' if blocks else '
 def repo(tmp_path):
     """A copy of compare.py with stand-ins for train.py, which logs its seed, and for evaluate.py, and with ids without
     a tokenizer as data."""
-    for path in [ROOT / 'compare.py', ROOT / 'configurator.py', ROOT / 'losses.py']:
+    for path in [ROOT / name for name in ('compare.py', 'configurator.py', 'losses.py', 'model.py')]:
         shutil.copy(path, tmp_path)
     shutil.copytree(ROOT / 'nanoloss', tmp_path / 'nanoloss', ignore=shutil.ignore_patterns('__pycache__'))
     (tmp_path / 'train.py').write_text(settings_of('train.py') + TRAIN)
@@ -205,7 +205,8 @@ def repo(tmp_path):
     return tmp_path
 
 
-IDS = ['--name=s', '--each=', '--dataset=ids', '--vocab_size=1000', '--bootstrap=9', '--block_size=32', '--max_iters=2']
+IDS = ['--name=s', '--each=', '--dataset=ids', '--vocab_size=1000', '--bootstrap=9', '--block_size=32', '--max_iters=2',
+       '--matmul=torch']
 
 
 def test_seeds_and_blocks(repo):
