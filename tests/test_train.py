@@ -291,11 +291,16 @@ def test_matmul_is_kept(train, tmp_path):
     flags, path = ['--n_embd=64', '--batch_size=16', '--block_size=64', '--max_iters=2'], tmp_path / 'run/ckpt.pt'
     assert train(*flags, '--matmul=onednn')[0] == 0
 
-    def evaluate(*flags):
-        status, out, err = run('evaluate.py', f'--checkpoint={path}', '--json=True', '--bootstrap=9', *flags)
+    def evaluate(library, recorded):
+        checkpoint = load_checkpoint(path)
+        checkpoint['environment']['matmul'] = recorded
+        save_checkpoint(checkpoint, path)
+        status, out, err = run('evaluate.py', f'--checkpoint={path}', '--json=True', '--bootstrap=9',
+                               f'--matmul={library}')
         assert status == 0, err
-        return out
-    assert evaluate() == evaluate('--matmul=onednn') != evaluate('--matmul=torch')
+        return json.loads(out)['readouts']
+    torch_result, onednn_result = evaluate('torch', 'onednn'), evaluate('onednn', 'torch')
+    assert evaluate('auto', 'torch') == torch_result != onednn_result == evaluate('auto', 'onednn')
     flags = TINY + ['--max_iters=3', '--init_from=resume']  # products too small for oneDNN, so auto would be torch
     assert train('--max_iters=2', '--matmul=onednn')[0] == 0
     status, out, err = train(*flags)
