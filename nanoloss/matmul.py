@@ -86,15 +86,14 @@ class Linear(torch.nn.Linear):
 
 
 def use(library, model):
-    """Let a library, 'torch' or 'onednn', compute the float32 products of a model's layers and of the head.
+    """Let a library, 'torch' or 'onednn', compute the float32 products of a model's linear layers and of the head.
 
-    Those of the layers are computed by the model, those of the head by losses.mm and losses.addmm_ for all models of
-    this process.
+    The products of the head, losses.mm and losses.addmm_, are those of all models in this process.
     """
     layer_class, losses.mm, losses.addmm_ = {'torch': (torch.nn.Linear, torch.mm, torch.Tensor.addmm_),
                                              'onednn': (Linear, mm, addmm_)}[library]
     for layer in model.modules():
-        if isinstance(layer, torch.nn.Linear):
+        if type(layer) in (torch.nn.Linear, Linear):
             layer.__class__ = layer_class
 
 
@@ -126,8 +125,9 @@ def training_products(config, rows):
 def faster_library(config, rows):
     """Return 'onednn' if it computes the products of training_products() faster by MIN_SPEEDUP, otherwise 'torch'.
 
-    It takes about 0.25 s of processor time. Each product is timed several times, the libraries in turns, and its shortest time counts. All
-    on one thread: with several, other programs that use the cores change the ratio by a factor of two.
+    It takes about 0.25 s of processor time. Each product is timed several times, the libraries in turns, and its
+    shortest time counts. All on one thread: with several, other programs that use the cores change the ratio by a
+    factor of two.
     """
     products = training_products(config, rows)
     if not HAS_ONEDNN or not any(is_worthwhile(a, b) for _, a, b in products):

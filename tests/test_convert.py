@@ -333,7 +333,7 @@ def test_directory_without_tokenizer(tiny_data, tmp_path, vocab_size):
     hugging_face(vocab_size).save_pretrained(tmp_path / 'hf')
     checkpoint, data = load_checkpoint(str(tmp_path / 'hf')), dataloader.open_dataset(str(tiny_data), 32)
     config = {'dataset': str(tiny_data), 'block_size': 32, 'dropout': 0.0}
-    for use in (lambda: init_model(checkpoint, False, config, set(), data, {}),
+    for use in (lambda: init_model(checkpoint, False, config, set(), data),
                 lambda: match_dataset(checkpoint['path'], restore_model(checkpoint)[1], str(tiny_data))):
         with pytest.raises(ValueError) as e:
             use()
