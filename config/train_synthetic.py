@@ -2,3 +2,4 @@
 from train_tinystories_squentropy import *
 out_dir = 'out/synthetic'
 dataset = 'synthetic/bpe'
+max_iters = 1200  # enough for the grammar
