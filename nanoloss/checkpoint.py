@@ -25,6 +25,7 @@ import zipfile
 from pathlib import Path
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 import losses
 from model import GPT, GPTConfig
@@ -193,7 +194,7 @@ def _build_model(config, weights):
                              f'n_embd={config.n_embd}')
     if not torch.equal(*(weights[name].float() for name in TIED)):
         raise ValueError(f'{TIED[1]} differs from {TIED[0]}, but model.py ties them')
-    with torch.device('meta'):  # shapes without memory
+    with torch.device('meta'), SkipInit():  # shapes without memory
         model = GPT(config)
     padding = model.lm_head.weight.size(0) - config.vocab_size
     embedding = torch.nn.functional.pad(weights[TIED[0]].float(), (0, 0, 0, padding))
@@ -201,6 +202,16 @@ def _build_model(config, weights):
     model.load_state_dict(weights, assign=True)
     model.lm_head.weight = model.transformer.wte.weight
     return model
+
+
+class SkipInit(TorchFunctionMode):
+    """Skip the random initialization of weights: on the meta device its first call imports torch._dynamo, which takes
+    as long as importing torch."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func.__name__ in ('normal_', 'kaiming_uniform_'):  # of torch.nn.init or torch.Tensor
+            return args[0] if args else kwargs['tensor']
+        return func(*args, **kwargs or {})
 
 
 def _is_valid(x):

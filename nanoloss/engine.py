@@ -12,7 +12,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from losses import LossCoefficients
-from nanoloss import rng
+from nanoloss import numpy_decoder, rng
 from nanoloss.link import has_softmax_link, link
 from nanoloss.matmul import PackedLinear
 
@@ -121,12 +121,16 @@ def generate(model, idx, max_new_tokens, choose, use_cache=True):
     dtype, no_autocast = weight.dtype, nullcontext()
     if torch.is_autocast_enabled(device):
         dtype, no_autocast = torch.get_autocast_dtype(device), torch.autocast(device, enabled=False)
-    cache = KVCache(model, len(idx), dtype) if use_cache else None
+    cache, step = None, decode_step
+    if use_cache and numpy_decoder.is_worthwhile(len(idx), device, dtype, weight.dtype):
+        cache, step = numpy_decoder.KVCache(model, len(idx)), numpy_decoder.decode_step
+    elif use_cache:
+        cache = KVCache(model, len(idx), dtype)
     context, new_ids = idx, []  # new_ids: those since the last pass of the context through the model
     for _ in range(max_new_tokens):
         if cache and new_ids and context.size(1) + len(new_ids) <= block_size:
             with no_autocast:
-                logits = decode_step(model, new_ids[-1][:, 0], cache)
+                logits = step(model, new_ids[-1][:, 0], cache)
         else:
             context, new_ids = torch.cat([context, *new_ids], dim=1), []
             if context.size(1) > block_size:
