@@ -43,14 +43,31 @@ class Linear:
         return y
 
 
+class LayerNorm:
+    """A layer norm of rows (n,) whose mean is 0."""
+
+    def __init__(self, module):
+        self.weight, self.eps = module.weight.detach().numpy(), module.eps
+        self.bias = None if module.bias is None else module.bias.detach().numpy()
+
+    def __call__(self, x):
+        y = x / np.sqrt(np.vecdot(x, x)[:, None] / x.shape[1] + self.eps)
+        y *= self.weight
+        if self.bias is not None:
+            y += self.bias
+        return y
+
+
 class CachedLayer(NamedTuple):
     """One block of the model, as decode_step() uses it."""
-    kv: torch.Tensor    # (2, B, H, block_size, D)
-    cache: np.ndarray   # the same memory
-    keys: np.ndarray    # (B, H, D, block_size), a view of cache
-    values: np.ndarray  # (B, H, block_size, D), a view of cache
+    kv: torch.Tensor      # (2, B, H, block_size, D)
+    kv_array: np.ndarray  # the same memory
+    keys: np.ndarray      # (B, H, D, block_size), a view of kv
+    values: np.ndarray    # (B, H, block_size, D), a view of kv
+    ln_1: LayerNorm
     c_attn: Linear
     attn_proj: Linear
+    ln_2: LayerNorm
     c_fc: Linear
     mlp_proj: Linear
 
@@ -58,23 +75,19 @@ class CachedLayer(NamedTuple):
 class KVCache:
     """Keys and values of B sequences, and copies of the weights.
 
-    The copies include the weights and biases of the layer norms. A layer norm ignores the mean of its input, so it is
-    subtracted from all that is added to the residual stream: from the weights once, from the embedding in each step.
+    A layer norm ignores the mean of its input. So the mean is subtracted from everything that is added to the residual
+    stream: from the weights once, from the embedding in each step.
     """
 
     def __init__(self, model, batch_size):
         """Allocate an empty cache of the dtype of the model."""
         c, wte = model.config, model.lm_head.weight
 
-        def pack(linear, norm=None, weight_scale=1.0, bias_scale=1.0, centred=False):
-            weight, bias = linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
-            if norm:  # W (g * x + b) = (W * g) x + W b
-                if norm.bias is not None:
-                    bias = weight @ norm.bias.detach() + (0 if bias is None else bias)
-                weight = weight * norm.weight.detach()
+        def pack(linear, weight_scale=1.0, bias_scale=1.0, centred=False):
+            weight, bias = linear.weight.detach(), None if linear.bias is None else linear.bias.detach() * bias_scale
             if centred:
                 weight, bias = weight - weight.mean(0), None if bias is None else bias - bias.mean()
-            return Linear(weight * weight_scale, None if bias is None else bias * bias_scale, batch_size)
+            return Linear(weight * weight_scale, bias, batch_size)
 
         self.length = 0  # number of tokens in the cache
         self.wte, self.wpe = wte.detach().numpy(), model.transformer.wpe.weight.detach().numpy()
@@ -84,15 +97,12 @@ class KVCache:
             kv = torch.empty(2, batch_size, c.n_head, c.block_size, c.n_embd // c.n_head, dtype=wte.dtype)
             keys, values = kv.numpy()
             self.layers.append(CachedLayer(
-                kv, kv.numpy(), keys.swapaxes(2, 3), values, pack(block.attn.c_attn, block.ln_1),
-                pack(block.attn.c_proj, centred=True), pack(block.mlp.c_fc, block.ln_2, scale, scale),
-                pack(block.mlp.c_proj, weight_scale=scale, centred=True)))
-        self.lm_head = pack(model.lm_head, model.transformer.ln_f)
-
-
-def normalize(x, eps):
-    """Return the layer norm of rows x (B, n) whose mean is 0, without its weight and bias."""
-    return x / np.sqrt(np.vecdot(x, x)[:, None] / x.shape[1] + eps)
+                kv, kv.numpy(), keys.swapaxes(2, 3), values,
+                LayerNorm(block.ln_1), pack(block.attn.c_attn), pack(block.attn.c_proj, centred=True),
+                LayerNorm(block.ln_2), pack(block.mlp.c_fc, scale, scale),
+                pack(block.mlp.c_proj, scale, centred=True)))
+        self.ln_f = LayerNorm(model.transformer.ln_f)
+        self.lm_head = Linear(wte.detach()[:c.vocab_size], None, batch_size)
 
 
 @np.errstate(all='ignore')  # as torch: a model that overflows gives no warnings
@@ -106,21 +116,21 @@ def decode_step(model, ids, cache):
         raise ValueError(f'{length} tokens exceed block_size={c.block_size}')
     x = cache.wte[ids.numpy()] + cache.wpe[length - 1]
     x -= x.mean(1, keepdims=True)
-    eps, scale = model.transformer.ln_f.eps, (c.n_embd // c.n_head) ** -0.5
+    scale = (c.n_embd // c.n_head) ** -0.5
     for layer in cache.layers:
-        qkv = layer.c_attn(normalize(x, eps)).reshape(B, 3, c.n_head, -1)
-        layer.cache[..., length - 1, :] = qkv[:, 1:].swapaxes(0, 1)
+        qkv = layer.c_attn(layer.ln_1(x)).reshape(B, 3, c.n_head, -1)
+        layer.kv_array[..., length - 1, :] = qkv[:, 1:].swapaxes(0, 1)
         scores = np.matmul(qkv[:, 0, :, None] * scale, layer.keys[..., :length])  # (B, H, 1, length)
         scores -= np.maximum.reduce(scores, axis=3, keepdims=True)
         np.exp(scores, out=scores)
         y = np.matmul(scores, layer.values[:, :, :length])
         y /= np.add.reduce(scores, axis=3, keepdims=True)
         x += layer.attn_proj(y.reshape(B, -1))
-        z = layer.c_fc(normalize(x, eps))
+        z = layer.c_fc(layer.ln_2(x))
         if c.activation == 'gelu':
             z *= torch.erf(torch.from_numpy(z)).numpy() + 1
         else:
             z = F.gelu(torch.from_numpy(z), approximate='tanh').numpy()
         x += layer.mlp_proj(z)
     cache.length = length
-    return torch.from_numpy(cache.lm_head(normalize(x, eps))[:, :c.vocab_size])
+    return torch.from_numpy(cache.lm_head(cache.ln_f(x)))
