@@ -130,9 +130,9 @@ def generate(model, idx, max_new_tokens, choose, use_cache=True):
     for _ in range(max_new_tokens):
         if cache and new_ids and context.size(1) + len(new_ids) <= block_size:
             with no_autocast:
-                logits = step(model, new_ids[-1][:, 0], cache)
+                logits = step(model, new_ids[-1], cache)
         else:
-            context, new_ids = torch.cat([context, *new_ids], dim=1), []
+            context, new_ids = torch.cat([context, *(ids[:, None] for ids in new_ids)], dim=1), []
             if context.size(1) > block_size:
                 context = context[:, -max(1, block_size // 2):]
             hidden = prefill(model, context, cache) if cache else model(context)
@@ -140,7 +140,7 @@ def generate(model, idx, max_new_tokens, choose, use_cache=True):
                 logits = model.logits(hidden[:, -1].to(weight.dtype))
         next_ids = choose(logits)
         yield next_ids
-        new_ids.append(next_ids[:, None])
+        new_ids.append(next_ids)
 
 
 def make_sampler(loss, uniforms, temperature=1.0, top_k=0, top_p=1.0):

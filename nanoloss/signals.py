@@ -13,8 +13,6 @@ import re
 import signal
 import sys
 
-from tqdm import tqdm
-
 from configurator import fail, printable, report_missing_package
 
 stop_signal = 0         # number of the signal that asked the run to stop; 0 = none
@@ -69,6 +67,7 @@ def install_handlers():
 def log_line(text):
     """Print above the progress bar. If the reader of stdout is gone (| head), ask the run to stop."""
     global stop_signal
+    from tqdm import tqdm  # here, because sample.py does not need it
     try:
         tqdm.write(printable(text))
         sys.stdout.flush()
@@ -108,7 +107,8 @@ def print_error(kind, error, traceback):
     wandb = sys.modules.get('wandb')
     if wandb and getattr(wandb, 'run', None):
         wandb.finish(exit_code=1)
-    tqdm.write('', file=sys.stderr, end='')  # clear the progress bar
+    if 'tqdm' in sys.modules:
+        sys.modules['tqdm'].tqdm.write('', file=sys.stderr, end='')  # clear the progress bar
     try:
         fail(message)
     except SystemExit:

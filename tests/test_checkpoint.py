@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import losses
 from model import GPT, GPTConfig
@@ -95,6 +96,29 @@ def test_round_trip(tmp_path):
     assert restored.lm_head.weight is restored.transformer.wte.weight
     assert restored.config == model.config and tokenizer.kind == 'byte' and loss == losses.squentropy(256)
     assert os.listdir(tmp_path) == ['ckpt.pt']
+
+
+def test_restored_weights_are_not_initialized_first():
+    """Restoring a model draws no random numbers, not even on the meta device, where that imports torch._dynamo."""
+    operations = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            operations.append(str(func))
+            return func(*args, **kwargs or {})
+    checkpoint, before = make_checkpoint(), torch.get_rng_state()
+    with Recorder():
+        restore_model(checkpoint)
+    assert operations and not [name for name in operations if 'normal' in name or 'uniform' in name]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_large_weights_are_valid():
+    """Finite weights whose sum overflows are valid."""
+    checkpoint = make_checkpoint()
+    weights = checkpoint['model']['transformer.wpe.weight'].fill_(3e38)
+    model, _, _ = restore_model(checkpoint)
+    assert not weights.sum().isfinite() and torch.equal(model.transformer.wpe.weight, weights)
 
 
 def test_custom_loss(path, monkeypatch):

@@ -7,7 +7,8 @@ from test_model import naive_logits, tiny_model
 from losses import cross_entropy, make_loss, mse
 from model import GPT, GPTConfig
 from nanoloss import engine
-from nanoloss.engine import KVCache, decode_step, generate_stories, generate_text, make_sampler, prefill
+from nanoloss.engine import (KVCache, decode_step, generate_stories, generate_text, largest_ids, make_sampler,
+                             prefill)
 from nanoloss.link import link
 from nanoloss.tokenizer import Tokenizer
 
@@ -164,6 +165,20 @@ def test_ties():
     assert p[:3].sum() == 1 and (p > 0).sum() == 3
     p = frequencies(cross_entropy(30), torch.zeros(30), top_k=5)
     assert (p > 0).sum() == 5 and abs(p.max() - 0.2) < 1e-3
+
+
+@pytest.mark.parametrize('C, k', [(30, 5), (4096, 200), (4099, 7), (4096, 4096), (50_257, 200)])
+def test_largest_ids(C, k):
+    """largest_ids finds the k largest values in descending order, also among ties and next to infinities and NaN."""
+    generator = np.random.default_rng(0)
+    for row in (generator.normal(size=C), generator.integers(0, 9, C), np.zeros(C)):
+        row = row.astype('float32')
+        row[generator.integers(0, C, 3)] = np.inf
+        row[generator.integers(0, C, 3)] = -np.inf
+        ids = largest_ids(row, k)
+        assert len(set(ids)) == k and (row[ids] == np.sort(row)[::-1][:k]).all()
+        row[::2] = np.nan
+        assert len(set(largest_ids(row, k))) == k
 
 
 @pytest.mark.parametrize('sampling', [{}, {'top_k': 3}, {'top_p': 0.5}])
