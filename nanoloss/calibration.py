@@ -21,18 +21,18 @@ import torch
 import losses
 from nanoloss import distributed, link
 
-FIT_TOKENS = 2**18     # at most about as many tokens of val.bin are used; more would gain less than 1e-5 nats
+FIT_TOKENS = 2**18     # at most about as many tokens of val.bin are used; two parameters cost about 1/n nats
 SEARCH_TOKENS = 2**13  # at most about as many of them are used for the search on the grid,
 SEARCH_LOGITS = 2**24  # and at most about as many logits
-BELOW, ABOVE = 5, 8    # octaves by which the grid of u extends beyond the inverse spreads of the tokens' log links
+BELOW, ABOVE = 5, 10   # octaves by which the grid of u extends beyond the inverse spreads of the tokens' log links
 MAX_RATIO = 1e4        # of such a spread to their median; others are left out
 MAX_MINIMA = 3         # that are refined
 KEPT = 0.05            # nats: a minimum that is higher than the lowest by more is not evaluated on all tokens
 TOLERANCE = 1e-5       # nats per token
 MIN_MIX = 1e-6         # no token costs more than log C + 13.8 nats
 MAX_PASSES = 10
-# log u relative to a minimum on the grid, to a start for all tokens, and to an estimate of the minimum; the last two are
-# equally spaced in u, which saves time
+# log u relative to a minimum on the grid, to a start for all tokens, and to an estimate of the minimum; equal steps of u
+# save time in the last two
 NEAR = np.array([-3, -2, -1, 1, 2, 3]) * math.log(2) / 4
 FIRST = np.log1p(0.06 * np.arange(-3, 4))
 LAST = np.log1p(0.002 * np.arange(-3, 4))
@@ -92,7 +92,8 @@ def search(loss, states, fold, fold_of, with_uniform):
         few, few_fold = states, fold
     few.description = 'calibrating, search'
     found = [{} for _ in range(folds)]
-    evaluate(loss, few, few_fold, [wide_grid(loss, few)] * folds, found, with_uniform)
+    grid = wide_grid(loss, few, step=link.LN2 / 2 if few is states else link.LN2)
+    evaluate(loss, few, few_fold, [grid] * folds, found, with_uniform)
     near = [[t + step for t in local_minima(points)[:MAX_MINIMA] for step in NEAR] for points in found]
     evaluate(loss, few, few_fold, near, found, with_uniform)
     if few is states:
@@ -136,7 +137,7 @@ def propose(points, halve):
         left, right = t[i] - t[i - 1], t[i + 1] - t[i]
         gain = max((nats[i - 1] - nats[i]) * right / left, (nats[i + 1] - nats[i]) * left / right) \
             * max(left, right) / (2 * (left + right))
-        if nats[i] - gain > nats.min() - TOLERANCE or left + right < 1e-6:
+        if nats[i] - gain > nats.min() - TOLERANCE or min(left, right) < 1e-5:
             continue
         if halve:
             nodes += [t[i] - left / 2, t[i] + right / 2]
@@ -144,7 +145,7 @@ def propose(points, halve):
         low = min(max(i - 2, 0), max(len(t) - 5, 0))
         near = slice(low, low + 5)
         x = np.linspace(-left, right, 2001)
-        model = np.polynomial.Polynomial.fit(t[near] - t[i], nats[near], len(t[near]) - 1)
+        model, _ = np.polynomial.Polynomial.fit(t[near] - t[i], nats[near], len(t[near]) - 1, full=True)
         nodes += [t[i] + x[model(x).argmin()] + step for step in LAST]
     return nodes
 
@@ -188,7 +189,7 @@ def target_log_q(loss, states, u, fold):
         fold: (n,), the fold of each token.
     """
     result, step = torch.zeros(states.n_tokens, u.shape[1]), np.diff(u)
-    equally_spaced = u.shape[1] > 2 and np.allclose(step, step[:, :1], rtol=1e-6)
+    equally_spaced = u.shape[1] > 2 and np.allclose(step, step[:, :1], rtol=1e-6, atol=0)
     for batch in states:
         tokens = slice(batch.first, batch.first + len(batch.targets))
         batch_u = torch.from_numpy(u[fold[tokens]]).to(batch.hidden)
@@ -219,22 +220,29 @@ def normalizers(x, u, equally_spaced):
 
 
 @torch.no_grad()
-def wide_grid(loss, states):
-    """Return log u, in steps of log 2, such that u times the standard deviation of a token's log link over the classes
-    is from well below 1 to well above 1 for every token: outside, the nats do not have a minimum."""
+def wide_grid(loss, states, step):
+    """Return equally spaced log u, such that u times the standard deviation of the log link is from well below 1 to well
+    above 1 for every token. The standard deviation is over the classes that the link does not set to 0."""
     spread = torch.zeros(states.n_tokens)
     for batch in states:
         blocks = link.logit_blocks(batch.hidden, states.weight)
-        values = torch.cat([link.log2_link(loss, logits)[0].std(-1) for _, logits in blocks])
-        spread[batch.first:batch.first + len(values)] = values.cpu() * link.LN2
+        values = torch.cat([spread_of(link.log2_link(loss, logits)[0] * link.LN2) for _, logits in blocks])
+        spread[batch.first:batch.first + len(values)] = values.cpu()
     spread = distributed.all_reduce_sum(spread)
     spread = spread[(spread > 0) & spread.isfinite()].log()
     if not len(spread):  # constant logits, or a damaged model
         return [0.0]
     spread = spread[(spread - spread.median()).abs() <= math.log(MAX_RATIO)]
     low, high = -spread.max().item(), -spread.min().item()
-    octaves = math.ceil((high - low) / link.LN2)
-    return [low + link.LN2 * i for i in range(-BELOW, octaves + ABOVE + 1)]
+    return np.arange(low - BELOW * link.LN2, high + ABOVE * link.LN2, step).tolist()
+
+
+def spread_of(x):
+    """Return the standard deviation (n,) of each row of x (n, C), without the entries at link.LOG_ZERO."""
+    kept = ((x - link.LOG_ZERO).abs() > 1e-3).float()
+    count = kept.sum(-1)
+    mean = (x * kept).sum(-1) / count
+    return ((x - mean[:, None]).square() * kept).sum(-1).div(count).sqrt()
 
 
 def fit_softmax_temperature(states):
