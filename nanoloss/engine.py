@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from threadpoolctl import threadpool_limits
 
 from losses import LossCoefficients
 from nanoloss import numpy_decoder, rng
@@ -122,25 +123,27 @@ def generate(model, idx, max_new_tokens, choose, use_cache=True):
     if torch.is_autocast_enabled(device):
         dtype, no_autocast = torch.get_autocast_dtype(device), torch.autocast(device, enabled=False)
     cache, step = None, decode_step
-    if use_cache and numpy_decoder.is_worthwhile(len(idx), device, dtype, weight.dtype):
+    if use_cache and numpy_decoder.is_worthwhile(len(idx), device, dtype, weight):
         cache, step = numpy_decoder.KVCache(model, len(idx)), numpy_decoder.decode_step
     elif use_cache:
         cache = KVCache(model, len(idx), dtype)
     context, new_ids = idx, []  # new_ids: those since the last pass of the context through the model
-    for _ in range(max_new_tokens):
-        if cache and new_ids and context.size(1) + len(new_ids) <= block_size:
-            with no_autocast:
-                logits = step(model, new_ids[-1], cache)
-        else:
-            context, new_ids = torch.cat([context, *(ids[:, None] for ids in new_ids)], dim=1), []
-            if context.size(1) > block_size:
-                context = context[:, -max(1, block_size // 2):]
-            hidden = prefill(model, context, cache) if cache else model(context)
-            with no_autocast:  # half precision would round away differences between logits
-                logits = model.logits(hidden[:, -1].to(weight.dtype))
-        next_ids = choose(logits)
-        yield next_ids
-        new_ids.append(next_ids)
+    # threads of numpy's BLAS would wait for each other in every small product on a busy machine
+    with threadpool_limits(1, 'blas') if step is numpy_decoder.decode_step else nullcontext():
+        for _ in range(max_new_tokens):
+            if cache and new_ids and context.size(1) + len(new_ids) <= block_size:
+                with no_autocast:
+                    logits = step(model, new_ids[-1], cache)
+            else:
+                context, new_ids = torch.cat([context, *(ids[:, None] for ids in new_ids)], dim=1), []
+                if context.size(1) > block_size:
+                    context = context[:, -max(1, block_size // 2):]
+                hidden = prefill(model, context, cache) if cache else model(context)
+                with no_autocast:  # half precision would round away differences between logits
+                    logits = model.logits(hidden[:, -1].to(weight.dtype))
+            next_ids = choose(logits)
+            yield next_ids
+            new_ids.append(next_ids)
 
 
 def make_sampler(loss, uniforms, temperature=1.0, top_k=0, top_p=1.0):

@@ -12,14 +12,20 @@ import torch.nn.functional as F
 
 from nanoloss.matmul import PackedLinear
 
-MAX_SEQUENCES = 16  # for more, torch is as fast
+# Measured on two cores (docs/performance.md). A large model reads its weights from memory in each step. For several
+# sequences torch's packed weights are as fast, and more than two threads can read faster than numpy's one.
+MAX_SEQUENCES = 16
+LARGE = 2**22  # weights of the head
 MAX_MULTIPLICATIONS = 2**20  # of a product with several rows; numpy's BLAS has a fast kernel for small ones only
 
 
-def is_worthwhile(batch_size, device, dtype, weight_dtype):
-    """Return whether sequences on this device, with matrix products in this dtype, are decoded faster by numpy."""
-    return device == 'cpu' and dtype is weight_dtype and dtype in (torch.float32, torch.float64) \
-        and batch_size <= MAX_SEQUENCES
+def is_worthwhile(batch_size, device, dtype, head):
+    """Return whether numpy decodes sequences on this device; `dtype` is that of products, `head` the head's weight."""
+    if device != 'cpu' or dtype is not head.dtype or dtype not in (torch.float32, torch.float64):
+        return False
+    if head.numel() >= LARGE:
+        return batch_size == 1 and torch.get_num_threads() <= 2
+    return batch_size <= MAX_SEQUENCES
 
 
 class Linear:
@@ -94,7 +100,7 @@ class KVCache:
         scale = 0.5 ** 0.5 if c.activation == 'gelu' else 1.0  # as in engine.py
         self.layers = []
         for block in model.transformer.h:
-            kv = torch.empty(2, batch_size, c.n_head, c.block_size, c.n_embd // c.n_head, dtype=wte.dtype)
+            kv = torch.empty(2, batch_size, c.n_head, c.block_size, c.n_embd // c.n_head, dtype=wte.dtype, device='cpu')
             keys, values = kv.numpy()
             self.layers.append(CachedLayer(
                 kv, kv.numpy(), keys.swapaxes(2, 3), values,

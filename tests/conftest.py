@@ -46,7 +46,7 @@ def fork_server():
     """The process of fork_server.py. It ends with this one, when its stdin closes."""
     return subprocess.Popen([sys.executable, ROOT / 'tests/fork_server.py'], stdin=subprocess.PIPE,
                             stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True,
-                            env={**os.environ, 'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1',
+                            env={**os.environ, 'OMP_NUM_THREADS': '1',
                                  'OMP_WAIT_POLICY': 'passive'})  # two tests share the cores
 
 

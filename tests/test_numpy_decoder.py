@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 from test_model import naive_logits, tiny_model
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from losses import cross_entropy
 from nanoloss import engine, numpy_decoder
@@ -74,6 +75,23 @@ def test_generate_uses_numpy_where_it_can(monkeypatch):
     assert decoded_by_numpy(1) and not decoded_by_numpy(numpy_decoder.MAX_SEQUENCES + 1)
     with torch.autocast('cpu', torch.bfloat16):
         assert not decoded_by_numpy(1)
+    monkeypatch.setattr(numpy_decoder, 'LARGE', 1)
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 2)
+    assert decoded_by_numpy(1) and not decoded_by_numpy(2)
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 3)
+    assert not decoded_by_numpy(1)
+
+
+def test_one_blas_thread():
+    """numpy's BLAS has one thread while stories are generated, and its own number afterwards."""
+    def blas_threads():
+        return [x['num_threads'] for x in threadpool_info() if x['user_api'] == 'blas']
+    with threadpool_limits(2, 'blas'):
+        before = blas_threads()
+        ids = torch.zeros(1, 1, dtype=torch.long)
+        for _ in engine.generate(tiny_model().float(), ids, 3, lambda logits: logits.argmax(-1)):
+            assert blas_threads() == [1] * len(before)
+        assert blas_threads() == before
 
 
 @torch.no_grad()
