@@ -135,7 +135,7 @@ def check_loss(loss):
 
 
 def describe_data(settings):
-    """Return (the training data in words, {split: fingerprint}, vocabulary size, whether it has blocks, not stories).
+    """Return (training data in words, {split: fingerprint}, vocabulary size, whether the data lacks story boundaries).
 
     Exits if the data set cannot be used.
     """
@@ -273,10 +273,14 @@ def run(arm, settings, seed, blocks):
     return f'{result["readouts"][readout]["nats"]:.4f} nats per token'
 
 
+def all_runs(arms):
+    return [(arm, seed) for seed in range(first_seed, first_seed + seeds) for arm in arms]
+
+
 def run_all(arms, blocks):
     started = time.time()
     with ThreadPoolExecutor(jobs) as pool:
-        pairs = [(arm, seed) for seed in range(first_seed, first_seed + seeds) for arm in arms]
+        pairs = all_runs(arms)
         kept = sum(is_scored(arm, seed) for arm, seed in pairs)  # these take no time
         futures = {pool.submit(run, arm, arms[arm], seed, blocks): (arm, seed) for arm, seed in pairs}
         try:
@@ -351,13 +355,21 @@ def fixed_parts(plan):
     return parts
 
 
-def choose_matmul(settings, vocab_size):
-    """Return the --matmul of all runs: that of the stored plan, or of a run if earlier code wrote the plan."""
+def choose_matmul(arms, vocab_size):
+    """Return the --matmul of all runs: that of the stored plan, or of a run if earlier code wrote the plan.
+
+    Exits if a run is left and this machine lacks the library.
+    """
     from nanoloss.device import library_of_study  # imports torch
-    recorded = read_json(FOLDER / 'plan.json').get('matmul')
-    for path in [] if recorded else (FOLDER / 'runs').glob('*/*.json'):
-        recorded = read_json(path).get('environment', {}).get('matmul', '').lower() or recorded
-    return library_of_study(settings, vocab_size, recorded)
+    recorded = read_json(FOLDER / 'plan.json').get('matmul', 'auto')
+    for path in (FOLDER / 'runs').glob('*/*.json') if recorded == 'auto' else []:
+        environment = read_json(path).get('environment', {})
+        if environment.get('device') == 'cpu':
+            recorded = environment.get('matmul', recorded).lower()
+    if recorded != 'auto' and all(is_scored(*pair) or has_diverged(*pair) for pair in all_runs(arms)):
+        return recorded
+    with fail_on(ValueError):
+        return library_of_study(next(iter(arms.values())), vocab_size, recorded)
 
 
 def stop(number, _):
@@ -384,7 +396,7 @@ def main():
         fail(f'--name={name}: cannot write to {FOLDER} ({e.strerror}); pass another --name')
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    requested, library = {arm: settings['matmul'] for arm, settings in arms.items()}, choose_matmul(first, vocab_size)
+    requested, library = {arm: settings['matmul'] for arm, settings in arms.items()}, choose_matmul(arms, vocab_size)
     arms = {arm: {**settings, 'matmul': library if requested[arm] == 'auto' else requested[arm]}
             for arm, settings in arms.items()}
     if budget:

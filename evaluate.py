@@ -116,9 +116,10 @@ def check_comparable(a, b):
 # score ------------------------------------------------------------------------
 
 def score(run):
-    """Score a run; every rank must call this. Sets run.calibration, run.calibration_tokens and run.totals (see
-    scoring.Totals). Raises ValueError if a loss is not finite."""
-    prepare_cpu(device, run.model, batch_size * run.model.config.block_size, matmul, run.checkpoint.get('environment'))
+    """Score a run; every rank must call this. Sets run.matmul (the library of the float32 products), run.calibration,
+    run.calibration_tokens and run.totals (see scoring.Totals). Raises ValueError if a loss is not finite."""
+    run.matmul = prepare_cpu(device, run.model, batch_size * run.model.config.block_size, matmul,
+                             run.checkpoint.get('environment'))
     data, val = run.splits[split], run.splits['val']
 
     def half_of(positions):
@@ -145,8 +146,8 @@ def score(run):
     run.totals.finish()
     data.states.cache = None
     if not np.isfinite([run.totals.objective, *(x.sum() for x in run.totals.sums.values())]).all():
-        raise ValueError(f'{run.path}: the loss or a score is not finite; the weights are damaged or training diverged; '
-                         'pass another checkpoint')
+        raise ValueError(f'{run.path}: the loss or a score is not finite; the weights are damaged or training '
+                         'diverged; pass another checkpoint')
 
 
 def summarize(run):
@@ -186,6 +187,7 @@ def summarize(run):
         'source': run.meta['source'] if run.meta else 'token bins without meta.json, read as GPT-2 tokens',
         'tokenizer': run.tokenizer.kind, 'vocab_size': run.tokenizer.vocab_size,
         'block_size': run.model.config.block_size, 'mode': UNITS, 'stride': run.stride, 'random_batches': interval,
+        'matmul': run.matmul,  # of the scoring; that of the training is in the environment
         'environment': run.checkpoint.get('environment', {}), UNITS: data.n_units, 'tokens': n, 'bytes': n_bytes,
         'objective': totals.objective / n * scale, 'raw_link_sum': finite_or_none(totals.link_sum / n),
         'raw_link_negative': finite_or_none(totals.link_negative / n), 'link_mix': link.LINK_MIX,

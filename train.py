@@ -173,10 +173,11 @@ with fail_on(OSError, ValueError):
             run_dir = RunDir(out_dir)  # locks it, so that nobody replaces the checkpoint while it is read
         checkpoint = load_checkpoint(path)
         raw_model, changes = init_model(checkpoint, init_from == 'resume', config, flag_names(), data)
-    before = checkpoint['environment'] if init_from == 'resume' else {}
-    library = prepare_cpu(device, raw_model, local_batch_size * block_size, 'torch' if use_compile else matmul, before)
+    saved_environment = checkpoint['environment'] if init_from == 'resume' else {}
+    library = prepare_cpu(device, raw_model, local_batch_size * block_size, 'torch' if use_compile else matmul,
+                          saved_environment)
     environment = describe_environment(device, dtype, use_compile, library, distributed.world_size)
-    if changes := changes + environment_changes(before, environment):
+    if changes := changes + environment_changes(saved_environment, environment):
         log_line(f"changed since this run was saved: {', '.join(changes)}")
     raw_model.to(device)
     if check_device and device != 'cpu':

@@ -295,7 +295,7 @@ def vocab_size_of(meta):
 def start_study(base, threads, data, meta):
     """Create or open the study: (study, iterations per trial, --matmul of all trials, {setting: distribution}).
 
-    Raises ValueError if the settings are invalid or the study is a different search.
+    Raises ValueError if the settings are invalid, the study is a different search, or its library is not available.
     """
     optuna_study = open_study(optuna.create_study, load_if_exists=True)
     library = library_of_study(base, vocab_size_of(meta), optuna_study.user_attrs.get('matmul'))
@@ -331,11 +331,14 @@ def start_study(base, threads, data, meta):
     for point in points:
         optuna_study.enqueue_trial(point, skip_if_exists=True)
     optuna_study.set_user_attr('iterations', n)
-    optuna_study.set_user_attr('matmul', library)
+    if optuna_study.user_attrs.get('matmul', 'auto') == 'auto':
+        optuna_study.set_user_attr('matmul', library)
     description = f'loss {base["loss"]}, optimizer {base["optimizer"]}, trials of {length}, sampler {sampler}, ' \
                   f'seed {sampler_seed}, data {meta["source"] if meta else data}'
     optuna_study.set_user_attr('description', description)
     optuna_study.set_user_attr('search', wanted)
+    # another machine may have stored its own choice at the same time
+    library = library_of_study(base, vocab_size_of(meta), optuna_study.user_attrs['matmul'])
     return optuna_study, n, library, distributions
 
 

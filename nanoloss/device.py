@@ -38,7 +38,7 @@ def describe_environment(device, dtype, compiled, matmul_library, world_size):
 
 
 def environment_changes(saved, environment):
-    """Return 'name old -> new' of everything in which the environment differs from a saved one, a list."""
+    """Return a list of 'name old -> new' for every entry that differs from the saved environment."""
     return [f'{name} {old} -> {environment[name]} (results may differ in the last bits)' for name, old in saved.items()
             if name in environment and str(environment[name]).lower() != str(old).lower()]  # oneDNN is onednn now
 
@@ -192,14 +192,19 @@ def prepare_cpu(device, model, rows, library='auto', recorded=None):
     if device.split(':')[0] != 'cpu':
         return 'torch'
     keep_freed_memory()
-    if library == 'onednn' and not matmul.HAS_ONEDNN:
-        raise ValueError('--matmul=onednn: this build of PyTorch has no oneDNN for this processor; use --matmul=torch')
+    check_library(library)
     if library == 'auto' and distributed.is_master:
         library = recorded_library(recorded) or matmul.faster_library(model.config, rows)
     use_onednn, cannot = distributed.all_reduce_max(int(library == 'onednn'), int(not matmul.HAS_ONEDNN))
     library = 'onednn' if use_onednn and not cannot else 'torch'
     matmul.use(library, model)
     return library
+
+
+def check_library(library, hint='use --matmul=torch'):
+    """Raise ValueError, with a hint at what to do, if the library of the matrix products is not available."""
+    if library == 'onednn' and not matmul.HAS_ONEDNN:
+        raise ValueError(f'--matmul=onednn: this build of PyTorch has no oneDNN for this processor; {hint}')
 
 
 def recorded_library(environment):
@@ -214,15 +219,26 @@ def library_of_study(settings, vocab_size, recorded=None):
     """Return the --matmul of all runs of a study, which should not differ in their library. 'auto' if there is no CPU
     run to decide for.
 
-    settings: of train.py, for one of the runs. recorded: what was returned when the study started, if it has.
+    Args:
+        settings: of train.py, for one of the runs.
+        recorded: what was returned when the study started. None or 'auto': not chosen yet, for example if all runs so
+            far used a GPU.
+    Raises ValueError if a CPU run is to use a library that is not available.
     """
     has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
     on_cpu = settings['device'] == 'cpu' or settings['device'] == 'auto' and not has_gpu
-    if settings['matmul'] != 'auto' or settings['compile'] == 'True' or not on_cpu:
+    if settings['compile'] == 'True' or not on_cpu:
         return settings['matmul']
+    if settings['matmul'] != 'auto':
+        check_library(settings['matmul'])
+        return settings['matmul']
+    if recorded in ('torch', 'onednn'):
+        check_library(recorded, 'this study started with it, so continue it on a machine with oneDNN, or start another '
+                                'study with --matmul=torch')
+        return recorded
     shape = {name: settings[name] for name in ('block_size', 'n_layer', 'n_head', 'n_embd')}
-    return recorded or matmul.faster_library(GPTConfig(vocab_size=vocab_size, **shape),
-                                             settings['batch_size'] * settings['block_size'])
+    return matmul.faster_library(GPTConfig(vocab_size=vocab_size, **shape),
+                                 settings['batch_size'] * settings['block_size'])
 
 
 def keep_freed_memory():

@@ -39,8 +39,9 @@ def dense(x):
 
 
 def is_worthwhile(a, b):
-    """Return whether a @ b is a valid float32 product that is large enough for oneDNN."""
-    return a.dtype is b.dtype is torch.float32 and a.dim() == b.dim() == 2 and a.size(1) == b.size(0) \
+    """Return whether a @ b is a valid float32 product on the CPU that is large enough for oneDNN."""
+    return a.dtype is b.dtype is torch.float32 and a.device.type == b.device.type == 'cpu' \
+        and a.dim() == b.dim() == 2 and a.size(1) == b.size(0) \
         and a.size(0) * a.size(1) * b.size(1) >= MIN_MULTIPLICATIONS
 
 
@@ -72,7 +73,9 @@ class _LinearFunction(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         rows, grad = x.reshape(-1, x.size(-1)), grad.reshape(-1, grad.size(-1))
-        return mm(grad, weight).reshape(x.shape), mm(grad.T, rows), grad.sum(0) if ctx.needs_input_grad[2] else None
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        return (mm(grad, weight).reshape(x.shape) if needs_x else None, mm(grad.T, rows) if needs_weight else None,
+                grad.sum(0) if needs_bias else None)
 
 
 class Linear(torch.nn.Linear):
@@ -80,7 +83,8 @@ class Linear(torch.nn.Linear):
 
     def forward(self, x):
         is_small = x.numel() * self.out_features < MIN_MULTIPLICATIONS
-        if is_small or x.dtype is not torch.float32 or torch.is_autocast_enabled('cpu'):
+        is_supported = x.dtype is torch.float32 and x.device.type == 'cpu'
+        if is_small or not is_supported or torch.is_autocast_enabled('cpu'):
             return super().forward(x)
         return _LinearFunction.apply(x, self.weight, self.bias)
 
@@ -100,8 +104,8 @@ def use(library, model):
 def training_products(config, rows):
     """Return [(weight, a, b)] of the float32 products a @ b of an iteration: blocks and head, forward and backward.
 
-    Large products are represented by smaller ones, which take a millisecond. The time of an iteration is then the sum
-    of weight * time of the product.
+    Large products are represented by smaller ones of the same kind, which take milliseconds. The time of an iteration
+    is then the sum of weight * time of the product.
 
     Args:
         config: GPTConfig of the model.
@@ -115,7 +119,8 @@ def training_products(config, rows):
     for weight, *sizes in layers:
         weight *= math.prod(sizes)
         while math.prod(sizes) > 2**26:
-            sizes[sizes.index(max(sizes))] //= 2
+            shrunk = 0 if sizes[0] > 256 else sizes.index(max(sizes))  # products of few rows are of another kind
+            sizes[shrunk] //= 2
         n, k, m = sizes
         x, w, grad = torch.ones(n, k), torch.ones(m, k), torch.ones(n, m)
         products += [(weight / (n * k * m), a, b) for a, b in ((x, w.T), (grad, w), (grad.T, x))]
@@ -134,14 +139,16 @@ def faster_library(config, rows):
         return 'torch'
     times = [(math.inf, math.inf)] * len(products)
     n_threads, start = torch.get_num_threads(), clock()
-    torch.set_num_threads(1)
-    for repetition in range(10):
-        for i, (_, a, b) in enumerate(products):
-            seconds = [_seconds(product, a, b) for product in (torch.mm, mm)]
-            times[i] = tuple(map(min, times[i], seconds))
-        if repetition > 1 and clock() - start > 0.2:
-            break
-    torch.set_num_threads(n_threads)
+    try:
+        torch.set_num_threads(1)
+        for repetition in range(10):
+            for i, (_, a, b) in enumerate(products):
+                seconds = [_seconds(product, a, b) for product in (torch.mm, mm)]
+                times[i] = tuple(map(min, times[i], seconds))
+            if repetition > 1 and clock() - start > 0.2:
+                break
+    finally:
+        torch.set_num_threads(n_threads)
     torch_seconds, onednn_seconds = (sum(weight * t[i] for (weight, *_), t in zip(products, times, strict=True))
                                      for i in range(2))
     return 'onednn' if torch_seconds > MIN_SPEEDUP * onednn_seconds else 'torch'

@@ -251,7 +251,9 @@ def score_tokens(loss, states, calibration):
 
 
 def score_block(loss, logits, y, u, mix, tau=None):
-    """Return figures and other of score_tokens, without the quadratic part of the loss, in one tensor (N_FIGURES + len(OTHER), n).
+    """Return figures and other of score_tokens, without the quadratic part of the loss, in one tensor.
+
+    Its shape is (N_FIGURES + len(OTHER), n).
 
     Args:
         logits: (n, C).
@@ -306,5 +308,5 @@ def sum_of_squares(x):
 
 
 def count_not_below(x, index):
-    """Return (n, 1): the number of entries of each row of x (n, C) that are >= the one at index (n, 1), including it."""
+    """Return (n, 1): the number of entries of each row of x (n, C) that are >= the one at index (n, 1), with itself."""
     return link.count_true(torch.ge, x, x.gather(1, index))

@@ -187,11 +187,24 @@ def test_library_of_study(used, monkeypatch):
     settings = {**vars(CONFIG), 'batch_size': 2, 'device': 'cpu', 'compile': 'auto', 'matmul': 'auto'}
     assert device.library_of_study(settings, 100) == 'onednn'
     assert device.library_of_study(settings, 100, 'torch') == 'torch'
+    assert device.library_of_study(settings, 100, 'auto') == 'onednn'  # the study began on a GPU
     assert device.library_of_study({**settings, 'matmul': 'torch'}, 100, 'onednn') == 'torch'
     for change in ({'device': 'cuda'}, {'compile': 'True'}):
         assert device.library_of_study({**settings, **change}, 100, 'onednn') == 'auto'
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     assert device.library_of_study({**settings, 'device': 'auto'}, 100, 'onednn') == 'auto'
+
+
+def test_study_without_its_library(used, monkeypatch):
+    """A study whose library is missing is refused in one line, unless its runs do not use it."""
+    monkeypatch.setattr(device.matmul, 'HAS_ONEDNN', False)
+    settings = {**vars(CONFIG), 'batch_size': 2, 'device': 'cpu', 'compile': 'auto', 'matmul': 'auto'}
+    for library, recorded in (('auto', 'onednn'), ('onednn', None), ('onednn', 'torch')):
+        with pytest.raises(ValueError, match='--matmul') as e:
+            device.library_of_study({**settings, 'matmul': library}, 100, recorded)
+        assert '\n' not in str(e.value)
+    assert device.library_of_study(settings, 100, 'torch') == 'torch'
+    assert device.library_of_study({**settings, 'device': 'cuda'}, 100, 'onednn') == 'auto'
 
 
 def test_environment_changes():

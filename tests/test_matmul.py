@@ -84,6 +84,34 @@ def test_linear(shape, has_bias):
     assert torch.equal(layer.double()(x.double()), exact_y)
 
 
+def count_calls(monkeypatch, name):
+    """Return a list that grows with every call of this function of matmul."""
+    calls, function = [], getattr(matmul, name)
+    monkeypatch.setattr(matmul, name, lambda *arguments: calls.append(arguments) or function(*arguments))
+    return calls
+
+
+@needs_onednn
+@pytest.mark.parametrize('frozen', ['x', 'weight', 'bias'])
+def test_frozen_parameters(frozen, monkeypatch):
+    """The backward pass computes only the gradients that are needed."""
+    layer = matmul.Linear(128, 130)
+    tensors = {'x': torch.randn(600, 128, requires_grad=True), 'weight': layer.weight, 'bias': layer.bias}
+    tensors[frozen].requires_grad_(False)
+    y, products = layer(tensors['x']), count_calls(monkeypatch, 'mm')
+    y.sum().backward()
+    assert len(products) == (2 if frozen == 'bias' else 1)
+    assert [name for name, tensor in tensors.items() if tensor.grad is None] == [frozen]
+
+
+def test_other_devices(monkeypatch):
+    """Products and layers on another device than the CPU never use oneDNN."""
+    calls = count_calls(monkeypatch, 'linear')
+    with torch.device('meta'):
+        a, layer, matrix = torch.empty(512, 512), matmul.Linear(512, 512), torch.empty(512, 512)
+    assert matmul.mm(a, a).is_meta and matmul.addmm_(matrix, a, a) is matrix and layer(a).is_meta and not calls
+
+
 def loss_and_gradients(model):
     torch.manual_seed(1)
     x, y = torch.randint(1000, (2, 8, 64))
@@ -100,15 +128,18 @@ def test_use(monkeypatch):
     for name in ('mm', 'addmm_'):
         monkeypatch.setattr(losses, name, getattr(losses, name))  # restored at the end
     model, a = GPT(GPTConfig(block_size=64, vocab_size=1000, n_layer=2, n_head=2, n_embd=64)), torch.randn(512, 512)
+    calls = count_calls(monkeypatch, 'linear')
     names, expected, product = list(model.state_dict()), loss_and_gradients(model), a @ a
+    assert not calls
     matmul.use('onednn', model)
-    found = loss_and_gradients(model)
-    assert list(model.state_dict()) == names and torch.equal(a @ a, product)
-    assert not all(map(torch.equal, found, expected))  # the libraries round differently
+    found, n_calls = loss_and_gradients(model), len(calls)
+    assert list(model.state_dict()) == names and torch.equal(a @ a, product) and len(calls) == n_calls
+    # forward and backward: of the blocks the two layers of the MLP are large enough, and the whole head
+    assert n_calls > 2 * 2 * 3
     for x, y in zip(found, expected, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-6)
     matmul.use('torch', model)
-    assert all(map(torch.equal, loss_and_gradients(model), expected))
+    assert all(map(torch.equal, loss_and_gradients(model), expected)) and len(calls) == n_calls
 
 
 def config(**changes):
@@ -135,19 +166,37 @@ def test_faster_library(seconds, library, monkeypatch):
     assert matmul.faster_library(config(), 512) == library
 
 
-def test_choice_has_no_side_effects(monkeypatch):
+@pytest.fixture
+def two_threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_choice_has_no_side_effects(two_threads, monkeypatch):
     """Timing the libraries leaves the number of threads and the random numbers alone, and a model whose products are
     all too small for oneDNN is not timed."""
-    threads, state = torch.get_num_threads(), torch.get_rng_state()
-    torch.set_num_threads(2)
+    state = torch.get_rng_state()
     assert matmul.faster_library(config(), 512) in ('torch', 'onednn')
     assert torch.get_num_threads() == 2 and torch.equal(torch.get_rng_state(), state)
-    torch.set_num_threads(threads)
     monkeypatch.setattr(matmul, 'clock', None)
     assert matmul.faster_library(config(n_embd=16, vocab_size=256), 128) == 'torch'
 
 
-@pytest.mark.parametrize('changes, rows', [({}, 512), ({'n_layer': 12, 'n_embd': 768, 'vocab_size': 50257}, 16384)])
+@needs_onednn
+def test_interrupted_choice(two_threads, monkeypatch):
+    """The number of threads is restored if the timing is interrupted."""
+    def interrupt(product, a, b):
+        assert torch.get_num_threads() == 1
+        raise KeyboardInterrupt
+    monkeypatch.setattr(matmul, '_seconds', interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        matmul.faster_library(config(), 512)
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize('changes, rows', [({}, 512), ({}, 2**20), ({'n_layer': 12, 'n_embd': 768, 'vocab_size': 50257}, 16384)])
 def test_training_products(changes, rows):
     """The weighted products have as many multiplications as an iteration, and none takes long."""
     c = config(**changes)
@@ -155,3 +204,11 @@ def test_training_products(changes, rows):
     forward = rows * (12 * c.n_layer * c.n_embd**2 + -(-c.vocab_size // 64) * 64 * c.n_embd)
     assert sum(weight * size for weight, size in sizes) == pytest.approx(3 * forward)
     assert all(size <= 2**26 for _, size in sizes)
+
+
+def test_rows_shrink_first():
+    """Large products are represented by ones with fewer rows, which are narrower only if 256 rows are still too many."""
+    layers = [products[0][1:] for products in zip(*[iter(matmul.training_products(config(), 2**20))] * 3)]
+    assert [b.shape for _, b in layers] == [(64, 192), (64, 64), (64, 256), (256, 64), (64, 1024)]
+    wide = matmul.training_products(config(n_embd=768, vocab_size=50257), 2**14)
+    assert min(a.size(0) for _, a, _ in wide[::3]) >= 256
