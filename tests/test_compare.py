@@ -156,6 +156,27 @@ def test_a_study_keeps_its_library(tiny_data, tmp_path):
 
 
 @pytest.mark.slow
+def test_library_is_missing(tiny_data, tmp_path):
+    """A machine without the library of a study rewrites its report, but starts no run."""
+    folder = tmp_path / 'results/s'
+    flags = [*SMALL, f'--dataset={tiny_data}', '--losses=cross_entropy', '--num_samples=0']
+    assert compare(*flags, '--seeds=1', cwd=tmp_path)[0] == 0
+    plan = json.loads((folder / 'plan.json').read_text())
+    (folder / 'plan.json').write_text(json.dumps(plan | {'matmul': 'onednn'}))
+    (folder / 'table.md').unlink()
+    (tmp_path / 'sitecustomize.py').write_text('import platform\nplatform.machine = lambda: "without oneDNN"')
+
+    def compare_without_onednn(seeds):
+        return cold(ROOT / 'compare.py', *flags, f'--seeds={seeds}', cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    status, _, err = compare_without_onednn(1)
+    assert status == 0 and (folder / 'table.md').exists(), err
+    status, _, err = compare_without_onednn(2)
+    assert status == 1 and '--matmul' in err and err.count('\n') == 1
+    assert [path.name for path in (folder / 'runs').iterdir()] == ['cross_entropy-1']
+    assert json.loads((folder / 'plan.json').read_text())['matmul'] == 'onednn'
+
+
+@pytest.mark.slow
 def test_equal_seconds(tiny_data, tmp_path):
     """With a budget of seconds each loss gets the iterations that its stored speed allows, also when it joins later."""
     flags, folder = [*SMALL, f'--dataset={tiny_data}', '--seeds=1', '--budget=seconds:1'], tmp_path / 'results/s'

@@ -122,16 +122,51 @@ def test_search(repo):
     assert [t.params for t in trials(repo)[:6]] == [t.params for t in done] and len(starts(repo)) == 7
 
 
+def replace_matmul(repo, code):
+    """Append code to the copy of nanoloss/matmul.py."""
+    with open(repo / 'nanoloss/matmul.py', 'a') as f:
+        f.write(code)
+
+
 @pytest.mark.slow
 def test_trials_share_a_library(repo):
-    """All trials get the library that the study recorded when it started, not auto."""
-    for number, library in enumerate((None, 'torch', 'onednn')):
+    """All trials get the library that the study recorded when it started, not auto. A record of auto does not count."""
+    replace_matmul(repo, 'HAS_ONEDNN = True\n')  # the stand-in computes nothing
+    for number, library in enumerate((None, 'torch', 'onednn', 'auto')):
         if library:
             optuna.load_study(storage=f'sqlite:///{repo}/s/study.db', study_name='s').set_user_attr('matmul', library)
         status, _, err = tune(repo, f'--trials={number + 1}', '--matmul=auto')
         assert status == 0, err
         used = (repo / f's/trials/{number:04}/matmul').read_text()
-        assert used == library or library is None and used in ('torch', 'onednn')
+        assert used == library or library in (None, 'auto') and used in ('torch', 'onednn')
+        study = optuna.load_study(storage=f'sqlite:///{repo}/s/study.db', study_name='s')
+        assert study.user_attrs['matmul'] == used
+
+
+def test_machines_end_with_one_library(repo):
+    """If another machine stores its choice while this one is choosing, the other choice is used."""
+    replace_matmul(repo, f'''
+def faster_library(config, rows):
+    import optuna
+    study = optuna.load_study(storage='sqlite:///{repo}/s/study.db', study_name='s')
+    study.set_user_attr('matmul', 'torch')
+    return 'onednn'
+''')
+    status, _, err = tune(repo, '--trials=1', '--matmul=auto')
+    assert status == 0 and (repo / 's/trials/0000/matmul').read_text() == 'torch', err
+
+
+def test_library_is_missing(repo):
+    """A machine without the library of the study ends in one line before it starts a trial."""
+    replace_matmul(repo, '''
+HAS_ONEDNN = False
+def faster_library(config, rows):
+    return 'torch'
+''')
+    assert tune(repo, '--trials=1', '--matmul=auto')[0] == 0
+    optuna.load_study(storage=f'sqlite:///{repo}/s/study.db', study_name='s').set_user_attr('matmul', 'onednn')
+    status, _, err = tune(repo, '--trials=2', '--matmul=auto')
+    assert status == 1 and '--matmul' in err and err.count('\n') == 1 and len(starts(repo)) == 1
 
 
 @pytest.mark.slow
