@@ -46,7 +46,7 @@ mse_target = 1.0            # M, target of the true logit
 mse_end = 0.0               # fraction of max_iters at which cross-entropy takes over; 0 = never
 label_smoothing = 0.0       # with cross_entropy: probability spread over all classes in the target
 z_loss = 0.0                # with cross_entropy: weight of log^2 Z, the squared log partition function
-# optimizer: linear warmup, then cosine decay ---------------------------------
+# optimizer: linear warmup, then decay ----------------------------------------
 optimizer = 'adamw'         # adamw | muon (for the matrices of the blocks; AdamW for the rest)
 learning_rate = 4e-3        # peak learning rate, after warmup
 muon_learning_rate = 0.0    # for Muon's matrices; 0 = learning_rate (updates are scaled to the size of AdamW's)
@@ -57,6 +57,7 @@ beta2 = 0.99                # decay rate of AdamW's second moment
 grad_clip = 1.0             # maximum norm of the gradient; 0 = no clipping
 decay_lr = True             # False: constant learning rate after warmup
 warmup_iters = 100          # iterations of linear warmup
+lr_schedule = 'cosine'      # shape of the decay: cosine | linear
 lr_decay_iters = 0          # iteration at which the decay ends; 0 = max_iters
 min_lr = 0.0                # learning rate at the end of the decay
 patience = 0                # stop after N evaluations without improvement; 0 = never
@@ -102,6 +103,7 @@ config = configure(globals(), rules=[
     '0 <= beta1 < 1', '0 <= beta2 < 1',
     'grad_clip >= 0',
     'warmup_iters >= 0',
+    "lr_schedule in ('cosine', 'linear')",
     'lr_decay_iters >= 0',
     '0 <= min_lr <= learning_rate',
     'patience >= 0',
@@ -267,7 +269,7 @@ failure = ''
 x, y = get_batch(state.iter_num, 0)
 while True:
     # 1. learning rate
-    lr = optim.learning_rate_at(state.iter_num, learning_rate, min_lr, warmup_iters, decay_end)
+    lr = optim.learning_rate_at(state.iter_num, learning_rate, min_lr, warmup_iters, decay_end, lr_schedule)
     for group in opt.param_groups:
         group['lr'] = lr * group['lr_scale']
 

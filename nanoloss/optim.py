@@ -124,13 +124,14 @@ class CombinedOptimizer:
             optimizer.load_state_dict({'state': {i: state[i] for i in numbers if i in state}, 'param_groups': own})
 
 
-def learning_rate_at(iter_num, peak, minimum, warmup_iters, decay_end):
+def learning_rate_at(iter_num, peak, minimum, warmup_iters, decay_end, schedule='cosine'):
     """Return the learning rate of an iteration, counted from 0.
 
-    Linear warmup to `peak`, then cosine decay to `minimum` at iteration `decay_end`, constant from
+    Linear warmup to `peak`, then 'cosine' or 'linear' decay to `minimum` at iteration `decay_end`, constant from
     there on. With decay_end = infinity the rate stays at the peak.
     """
     if iter_num < warmup_iters:
         return peak * (iter_num + 1) / (warmup_iters + 1)
     progress = min(1.0, (iter_num - warmup_iters) / max(1, decay_end - warmup_iters))
-    return minimum + (peak - minimum) * 0.5 * (1 + math.cos(math.pi * progress))
+    remaining = 1 - progress if schedule == 'linear' else 0.5 * (1 + math.cos(math.pi * progress))
+    return minimum + (peak - minimum) * remaining

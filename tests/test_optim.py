@@ -132,15 +132,17 @@ def test_damaged_state_is_refused(damage):
     assert '\n' not in str(e.value)
 
 
-def test_learning_rate():
-    """torch's linear warmup and cosine decay, chained; then the minimum, or the peak without decay."""
+@pytest.mark.parametrize('name', ['cosine', 'linear'])
+def test_learning_rate(name):
+    """torch's linear warmup and decay, chained; then the minimum, or the peak without decay."""
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.5)
     warmup = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1 / 11, total_iters=10)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=90, eta_min=0.1)
-    schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, cosine], milestones=[10])
+    decay = {'cosine': torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=90, eta_min=0.1),
+             'linear': torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.2, total_iters=90)}[name]
+    schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, decay], milestones=[10])
     for i in range(101):
-        assert optim.learning_rate_at(i, 0.5, 0.1, 10, 100) == pytest.approx(schedule.get_last_lr()[0])
+        assert optim.learning_rate_at(i, 0.5, 0.1, 10, 100, name) == pytest.approx(schedule.get_last_lr()[0])
         optimizer.step()
         schedule.step()
-    assert all(optim.learning_rate_at(i, 0.5, 0.1, 10, 100) == pytest.approx(0.1) for i in (101, 150, 190, 10**6))
-    assert optim.learning_rate_at(10**6, 0.5, 0.1, 10, math.inf) == 0.5
+    assert all(optim.learning_rate_at(i, 0.5, 0.1, 10, 100, name) == pytest.approx(0.1) for i in (101, 150, 190, 10**6))
+    assert optim.learning_rate_at(10**6, 0.5, 0.1, 10, math.inf, name) == 0.5

@@ -406,7 +406,7 @@ def test_every_rule(workspace):
              '--sample_tokens=-1 --out_dir= --batch_size=0 --gradient_accumulation_steps=0 --block_size=0 '
              '--seed=4294967296 --n_layer=0 --vocab_size=-1 --n_head=-2 --n_embd=-1 --dropout=1 --activation=relu '
              '--optimizer=sgd --learning_rate=0 --train_tokens=-1 --max_iters=-1 --weight_decay=-1 --beta1=1 '
-             '--beta2=1.5 --grad_clip=-1 --warmup_iters=-1 --lr_decay_iters=-1 --min_lr=1 --patience=-1 --min_delta=-1 '
+             '--beta2=1.5 --grad_clip=-1 --warmup_iters=-1 --lr_schedule=step --lr_decay_iters=-1 --min_lr=1 --patience=-1 --min_delta=-1 '
              '--dtype=float64 --compile=yes --device=tpu')
     groups = [flags.split(), ['--loss=squentropy', '--squentropy_weight=-1', '--squentropy_schedule=sqrt'],
               ['--loss=squentropy', '--squentropy_end=0'], ['--loss=squentropy', '--squentropy_end=0.5'],
