@@ -294,7 +294,8 @@ def test_changed_data(begin, tiny_data, tmp_path, split, change):
     if change == 'deleted':
         path.unlink()
     elif change == 'written over':
-        path.write_bytes(path.read_bytes()[::-1])
+        with open(path, 'r+b') as file:  # without truncating it, after which reading mapped memory ends the process
+            file.write(path.read_bytes()[::-1])
     else:
         shutil.copy(path, tmp_path / 'new')
         os.replace(tmp_path / 'new', path)
