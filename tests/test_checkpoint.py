@@ -451,6 +451,13 @@ def test_changes_of_a_resumed_run(path):
     assert all(text in change for text in ('learning_rate', '0.001', '0.002'))
 
 
+def test_schedule_of_earlier_code(path):
+    """A run of code without lr_schedule used the cosine: another schedule is listed as a change, the cosine is not."""
+    *_, (change,) = resume(path, CONFIG | {'lr_schedule': 'linear'})
+    assert 'lr_schedule' in change and 'cosine' in change
+    assert resume(path, CONFIG | {'lr_schedule': 'cosine'})[-1] == []
+
+
 @pytest.mark.parametrize('config,data,name', [
     ({'loss': 'mse'}, DATA, 'loss'), ({'dropout': 0.1}, DATA, 'dropout'), ({'seed': 2}, DATA, 'seed'),
     ({'squentropy_weight': 0.5}, DATA, 'squentropy_weight'), ({'optimizer': 'muon'}, DATA, 'optimizer'),
