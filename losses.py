@@ -60,15 +60,18 @@ def mse(C, mse_true_weight=1.0, mse_target=1.0, mse_end=0.0, progress=0.0):
 
 
 def squentropy(C, squentropy_weight=1.0, squentropy_target=0.0, squentropy_centred=False,
-               squentropy_schedule='constant', squentropy_end=1.0, progress=0.0):
+               squentropy_schedule='constant', squentropy_start=0.0, squentropy_end=1.0, progress=0.0):
     """Cross-entropy + alpha / (C-1) sum_{j != y} (f_j - t)^2. The published loss has alpha = 1 and t = 0.
 
-    squentropy_schedule lowers alpha to 0 at the fraction squentropy_end of training.
+    Before the fraction squentropy_start of training, alpha is 0. From there on squentropy_schedule keeps it
+    ('constant'), lowers it to 0 at the fraction squentropy_end ('linear', 'cosine', 'step'), or raises it from 0 until
+    then ('rise').
     """
-    remaining = max(0.0, 1 - progress / squentropy_end)
+    remaining = min(1.0, max(0.0, 1 - (progress - squentropy_start) / (squentropy_end - squentropy_start)))
     schedule = {'constant': 1.0, 'linear': remaining, 'cosine': 0.5 - 0.5 * math.cos(math.pi * remaining),
-                'step': float(remaining > 0)}
-    alpha, t = squentropy_weight * schedule[squentropy_schedule], squentropy_target
+                'step': float(remaining > 0), 'rise': 1 - remaining}
+    alpha = squentropy_weight * schedule[squentropy_schedule] if progress >= squentropy_start else 0.0
+    t = squentropy_target
     a = alpha / (C - 1)
     return LossCoefficients(c=1.0, a2=a, a1=-2 * a * t, b2=-a, b1=2 * a * t, b0=alpha * t * t,
                             centred=float(squentropy_centred))

@@ -25,6 +25,7 @@ batch_size = 8              # sequences per micro-batch, shared among torchrun's
 gradient_accumulation_steps = 1 # micro-batches per iteration
 block_size = 256            # tokens per sequence, the context length
 train_tokens = 0            # use only the first N tokens of train.bin; 0 = all
+random_windows = False      # True: random positions, as in nanoGPT; False: each token once per epoch
 vocab_size = 0              # size for data without a tokenizer (nanoGPT's with a meta.pkl); 0 = read from the data
 seed = 1337                 # random seed for initialization, data order, dropout and samples
 # model -----------------------------------------------------------------------
@@ -39,8 +40,9 @@ loss = 'cross_entropy'      # a name in losses.py: cross_entropy, mse, squentrop
 squentropy_weight = 1.0     # alpha, weight of the mean square of the wrong logits; 1 = as published
 squentropy_target = 0.0     # target of the wrong logits; 0 = as published
 squentropy_centred = False  # subtract the mean logit before squaring
-squentropy_schedule = 'constant' # schedule of alpha: constant, or decay to 0: linear | cosine | step
-squentropy_end = 1.0        # fraction of max_iters at which the schedule reaches 0
+squentropy_schedule = 'constant' # schedule of alpha: constant, or decay to 0: linear | cosine | step, or from 0: rise
+squentropy_start = 0.0      # fraction of max_iters at which the schedule starts; alpha is 0 before
+squentropy_end = 1.0        # fraction of max_iters at which the schedule ends
 mse_true_weight = 1.0       # k, weight of the square of the true class; 1 = plain square loss
 mse_target = 1.0            # M, target of the true logit
 mse_end = 0.0               # fraction of max_iters at which cross-entropy takes over; 0 = never
@@ -87,8 +89,8 @@ config = configure(globals(), rules=[
     '0 <= dropout < 1',
     "activation in ('gelu', 'gelu_tanh')",
     'squentropy_weight >= 0',
-    "squentropy_schedule in ('constant', 'linear', 'cosine', 'step')",
-    '0 < squentropy_end <= 1',
+    "squentropy_schedule in ('constant', 'linear', 'cosine', 'step', 'rise')",
+    '0 <= squentropy_start < squentropy_end <= 1',
     ("squentropy_end == 1 or squentropy_schedule != 'constant'", 'add --squentropy_schedule=linear'),
     'mse_true_weight > 0',
     'mse_target > 0',
@@ -114,7 +116,8 @@ config = configure(globals(), rules=[
     "compile in ('auto', 'True', 'False')",
 ], applies=[  # elsewhere, config files may set these without effect; flags may not
     ("loss in ('squentropy', 'cross_entropy_plus_square')", 'squentropy_weight'),
-    ("loss == 'squentropy'", 'squentropy_target', 'squentropy_centred', 'squentropy_schedule', 'squentropy_end'),
+    ("loss == 'squentropy'", 'squentropy_target', 'squentropy_centred', 'squentropy_schedule', 'squentropy_start',
+     'squentropy_end'),
     ("loss == 'mse'", 'mse_true_weight', 'mse_target', 'mse_end'),
     ("loss == 'cross_entropy'", 'label_smoothing', 'z_loss'),
     ("optimizer == 'muon'", 'muon_learning_rate'),
@@ -203,7 +206,8 @@ def loss_at(iter_num):
 def get_batch(iter_num, micro_step):
     """This rank's share of a micro-batch; the windows are numbered over all iterations, steps and ranks."""
     number = (iter_num * micro_steps + micro_step) * distributed.world_size + distributed.rank
-    starts = dataloader.train_windows(len(data.train), block_size, seed, number * local_batch_size, local_batch_size)
+    starts = dataloader.train_windows(len(data.train), block_size, seed, number * local_batch_size, local_batch_size,
+                                      random_windows)
     return dataloader.load_windows(data.train, starts, block_size, device)
 
 

@@ -283,8 +283,9 @@ def _find_changes(checkpoint, config, refused, data):
     if missing:
         raise ValueError(f"{path} cannot be resumed: it has no {', '.join(missing)}; to start a new run from its "
                          f'weights: --init_from={path} --out_dir=...')
-    # nanoGPT's config has none of these, that of earlier code no lr_schedule
-    saved = {'optimizer': 'adamw', 'lr_schedule': 'cosine', 'loss': checkpoint['loss'].get('name')} | checkpoint['config']
+    # what runs used whose config lacks the setting: those of nanoGPT, or of earlier code
+    saved = {'optimizer': 'adamw', 'lr_schedule': 'cosine', 'random_windows': False, 'squentropy_start': 0.0,
+             'loss': checkpoint['loss'].get('name')} | checkpoint['config']
     changes, refused = [], [*refused]
     for name, old in saved.items():
         if name in config and config[name] != old and name not in UNREPORTED:

@@ -264,25 +264,29 @@ def fingerprint(tokens):
     return digest.hexdigest()
 
 
-def train_windows(n_tokens, block_size, seed, start, count):
+def train_windows(n_tokens, block_size, seed, start, count, at_random=False):
     """Return the start positions (count,) of the training windows number start to start + count.
 
     Each epoch permutes the windows of block_size that tile the tokens from a random offset, so it
     reads every token at most once. Permutation and offset depend on (seed, epoch) only, so the windows
     of an iteration are a pure function of its number.
+
+    at_random: draw all positions independently instead, as nanoGPT does, so windows overlap and repeat.
     """
     numbers = np.arange(start, start + count)
     n = max(1, (n_tokens - block_size) // block_size)  # windows per epoch, whatever the offset
     starts = np.empty(count, np.int64)
     for epoch in np.unique(numbers // n):
         selected = numbers // n == epoch
-        starts[selected] = _epoch(n_tokens, n, block_size, seed, int(epoch))[numbers[selected] % n]
+        starts[selected] = _epoch(n_tokens, n, block_size, seed, int(epoch), at_random)[numbers[selected] % n]
     return starts
 
 
 @functools.lru_cache(maxsize=2)  # a batch can span two epochs
-def _epoch(n_tokens, n, block_size, seed, epoch):
+def _epoch(n_tokens, n, block_size, seed, epoch, at_random):
     generator = rng.generator(rng.DATA, seed, epoch)
+    if at_random:
+        return generator.integers(n_tokens - block_size, size=n)
     offset = generator.integers(min(block_size, n_tokens - n * block_size))
     return offset + block_size * generator.permutation(n)
 

@@ -455,7 +455,11 @@ def test_schedule_of_earlier_code(path):
     """A run of code without lr_schedule used the cosine: another schedule is listed as a change, the cosine is not."""
     *_, (change,) = resume(path, CONFIG | {'lr_schedule': 'linear'})
     assert 'lr_schedule' in change and 'cosine' in change
-    assert resume(path, CONFIG | {'lr_schedule': 'cosine'})[-1] == []
+    assert resume(path, CONFIG | {'lr_schedule': 'cosine', 'random_windows': False, 'squentropy_start': 0.0})[-1] == []
+    *_, (change,) = resume(path, CONFIG | {'random_windows': True})
+    assert 'random_windows' in change
+    with pytest.raises(ValueError, match='squentropy_start'):
+        resume(path, CONFIG | {'squentropy_start': 0.5})
 
 
 @pytest.mark.parametrize('config,data,name', [

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from nanoloss import dataloader
 from nanoloss.tokenizer import Tokenizer, train_bpe
@@ -60,6 +61,14 @@ def test_batches_are_a_pure_function():
     pieces = np.concatenate([dataloader.train_windows(1000, 16, 3, i, 7) for i in range(0, 294, 7)])
     assert np.array_equal(whole[:294], pieces)
     assert np.array_equal(whole[130:140], dataloader.train_windows(1000, 16, 3, 130, 10))
+
+
+def test_random_windows():
+    """Random windows are uniform over all positions, repeat, and are a pure function of their numbers, too."""
+    starts = dataloader.train_windows(1000, 16, 3, 0, 20_000, at_random=True)
+    assert starts.min() == 0 and starts.max() == 1000 - 17
+    assert stats.chisquare(np.bincount(starts, minlength=984)).pvalue > 0.01
+    assert np.array_equal(starts[130:400], dataloader.train_windows(1000, 16, 3, 130, 270, at_random=True))
 
 
 def test_val_windows():

@@ -244,12 +244,18 @@ def test_reported_scale():
 
 
 def test_schedules():
-    """alpha follows its schedule down to 0, where squentropy equals cross-entropy; MSE ends at mse_end."""
+    """alpha follows its schedule between start and end, and squentropy equals cross-entropy where it is 0; MSE ends at mse_end."""
     for schedule, at_half, at_end in (('constant', 0.4, 0.4), ('linear', 0.2, 0), ('cosine', 0.2, 0), ('step', 0.4, 0)):
         constants = dict(squentropy_weight=0.4, squentropy_schedule=schedule, squentropy_end=0.5)
         for progress, weight in ((0.0, 0.4), (0.25, at_half), (0.5, at_end), (1.0, at_end)):
             found = losses.make_loss('squentropy', 11, progress=progress, **constants)
             assert found == pytest.approx(losses.squentropy(11, weight))
+    later = dict(squentropy_weight=0.4, squentropy_start=0.4, squentropy_end=0.8)
+    for schedule, weights in (('rise', (0, 0, 0, 0.2, 0.4, 0.4)), ('linear', (0, 0, 0.4, 0.2, 0, 0)),
+                              ('step', (0, 0, 0.4, 0.4, 0, 0)), ('constant', (0, 0, 0.4, 0.4, 0.4, 0.4))):
+        for progress, weight in zip((0.0, 0.39, 0.4, 0.6, 0.8, 1.0), weights):
+            found = losses.make_loss('squentropy', 11, progress=progress, squentropy_schedule=schedule, **later)
+            assert found == pytest.approx(losses.squentropy(11, weight)), (schedule, progress)
     quarter = losses.squentropy(11, 0.4, squentropy_schedule='cosine', progress=0.25)
     assert quarter == pytest.approx(losses.squentropy(11, 0.4 * (1 + math.cos(math.pi / 4)) / 2))
     for progress, name in ((0.0, 'mse'), (0.29, 'mse'), (0.3, 'cross_entropy'), (1.0, 'cross_entropy')):
@@ -261,7 +267,7 @@ def test_loss_settings():
     for name in losses.LOSSES:
         constants = {key: value for key, value in {
             'squentropy_weight': 0.5, 'squentropy_target': 0.5, 'squentropy_centred': True,
-            'squentropy_schedule': 'linear', 'squentropy_end': 0.5, 'mse_true_weight': 2.0, 'mse_target': 2.0,
+            'squentropy_schedule': 'linear', 'squentropy_start': 0.5, 'squentropy_end': 0.5, 'mse_true_weight': 2.0, 'mse_target': 2.0,
             'mse_end': 0.1, 'label_smoothing': 0.1, 'z_loss': 0.1, 'true_weight': 2.0}.items()}
         for key, value in constants.items():
             others = {'squentropy_schedule': 'linear'} if key == 'squentropy_end' else {}

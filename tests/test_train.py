@@ -86,6 +86,18 @@ def test_iterations_match_a_float64_loop(train, tmp_path, tiny_data, dtype, drop
         assert (saved[name].to(p) - p).norm() < tolerance * (p - initial[name]).norm(), name
 
 
+def test_random_windows(train, tiny_data, tmp_path):
+    """With --random_windows=True the first loss is that of the windows that train_windows() draws at random."""
+    assert train('--random_windows=True', '--max_iters=1')[0] == 0
+    torch.manual_seed(rng.torch_seed(rng.INIT, 1337))
+    model = GPT(GPTConfig(block_size=32, vocab_size=256, n_layer=1, n_head=2, n_embd=16, bias=False)).double()
+    tokens = dataloader.open_bin(tiny_data, 'train', dataloader.read_meta(tiny_data))
+    starts = dataloader.train_windows(len(tokens), 32, 1337, 0, 4, at_random=True)
+    x, y = map(torch.from_numpy, dataloader.read_windows(tokens, starts, 32))
+    expected = F.cross_entropy(model.logits(model(x)).flatten(0, 1), y.flatten()).item()
+    assert next(m['loss'] for m in read(tmp_path / 'run/metrics.jsonl') if 'loss' in m) == pytest.approx(expected)
+
+
 @pytest.mark.slow
 def test_compiled_run(tiny_data, tmp_path):
     """A compiled run has the losses of one that is not, also with a schedule and an incomplete last batch of
@@ -223,6 +235,8 @@ def test_resume_matches_an_uninterrupted_run(train, tmp_path, optimizer):
 
 
 @pytest.mark.parametrize('schedule', [['--loss=squentropy', '--squentropy_schedule=linear', '--squentropy_end=0.7'],
+                                      ['--loss=squentropy', '--squentropy_start=0.3', '--squentropy_schedule=linear',
+                                       '--squentropy_end=0.7'],
                                       ['--loss=mse', '--mse_end=0.7']])
 def test_schedule_resumes(train, tmp_path, schedule):
     """A run resumed from its checkpoint of iteration 20 ends in the same bits, and as cross-entropy."""
@@ -409,7 +423,7 @@ def test_every_rule(workspace):
              '--beta2=1.5 --grad_clip=-1 --warmup_iters=-1 --lr_schedule=step --lr_decay_iters=-1 --min_lr=1 --patience=-1 --min_delta=-1 '
              '--dtype=float64 --compile=yes --device=tpu')
     groups = [flags.split(), ['--loss=squentropy', '--squentropy_weight=-1', '--squentropy_schedule=sqrt'],
-              ['--loss=squentropy', '--squentropy_end=0'], ['--loss=squentropy', '--squentropy_end=0.5'],
+              ['--loss=squentropy', '--squentropy_end=0'], ['--loss=squentropy', '--squentropy_start=1'], ['--loss=squentropy', '--squentropy_end=0.5'],
               ['--loss=mse', '--mse_true_weight=0', '--mse_target=0', '--mse_end=1'],
               ['--label_smoothing=-1', '--z_loss=-1'], ['--optimizer=muon', '--muon_learning_rate=-1'], ['--matmul=mkl']]
     _, rules, applies = read_settings(ROOT / 'train.py')
