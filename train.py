@@ -52,6 +52,7 @@ z_loss = 0.0                # with cross_entropy: weight of log^2 Z, the squared
 optimizer = 'adamw'         # adamw | muon (for the matrices of the blocks; AdamW for the rest)
 learning_rate = 4e-3        # peak learning rate, after warmup
 muon_learning_rate = 0.0    # for Muon's matrices; 0 = learning_rate (updates are scaled to the size of AdamW's)
+muon_beta2 = 0.0            # decay rate of NorMuon's second moments of rows; 0 = plain Muon
 max_iters = 2000            # iterations in total
 weight_decay = 0.1          # on matrices and embeddings
 beta1 = 0.9                 # decay rate of AdamW's first moment
@@ -100,6 +101,7 @@ config = configure(globals(), rules=[
     "optimizer in ('adamw', 'muon')",
     'learning_rate > 0',
     'muon_learning_rate >= 0',
+    '0 <= muon_beta2 < 1',
     'max_iters >= 0',
     'weight_decay >= 0',
     '0 <= beta1 < 1', '0 <= beta2 < 1',
@@ -120,7 +122,7 @@ config = configure(globals(), rules=[
      'squentropy_end'),
     ("loss == 'mse'", 'mse_true_weight', 'mse_target', 'mse_end'),
     ("loss == 'cross_entropy'", 'label_smoothing', 'z_loss'),
-    ("optimizer == 'muon'", 'muon_learning_rate'),
+    ("optimizer == 'muon'", 'muon_learning_rate', 'muon_beta2'),
     ("device in ('auto', 'cpu') and compile != 'True'", 'matmul'),
 ])
 
@@ -188,7 +190,8 @@ with fail_on(OSError, ValueError):
     if check_device and device != 'cpu':
         compare_with_cpu(device, dtype, autocast, raw_model.config, lambda C: make_loss(loss, C, **config))
     model = torch.compile(raw_model, dynamic=False) if use_compile else raw_model
-    opt = optim.make_optimizer(raw_model, optimizer, learning_rate, muon_learning_rate, weight_decay, (beta1, beta2))
+    opt = optim.make_optimizer(raw_model, optimizer, learning_rate, muon_learning_rate, weight_decay, (beta1, beta2),
+                               muon_beta2)
     scaler = torch.amp.GradScaler(device.split(':')[0], enabled=dtype == 'float16')
     if init_from == 'resume':
         state = TrainState(**restore_optimizer(checkpoint, opt, scaler))

@@ -40,7 +40,8 @@ TIED = 'transformer.wte.weight', 'lm_head.weight'
 # The weights decide these settings, whatever a config file says.
 SHAPE = 'n_layer', 'n_head', 'n_embd', 'bias', 'activation'
 # A resumed run must keep these settings too. All others may change.
-FIXED_SETTINGS = {'batch_size', 'gradient_accumulation_steps', 'seed', 'block_size', 'dropout', 'optimizer', 'loss'}
+FIXED_SETTINGS = {'batch_size', 'gradient_accumulation_steps', 'seed', 'block_size', 'dropout', 'optimizer',
+                  'muon_beta2', 'loss'}
 FIXED_SETTINGS |= {setting for name in losses.LOSSES for setting in losses.loss_settings(name)}
 UNREPORTED = {'init_from', 'out_dir', 'matmul', *SHAPE}  # the environment has the library in use, whatever chose it
 
@@ -285,7 +286,7 @@ def _find_changes(checkpoint, config, refused, data):
                          f'weights: --init_from={path} --out_dir=...')
     # what runs used whose config lacks the setting: those of nanoGPT, or of earlier code
     saved = {'optimizer': 'adamw', 'lr_schedule': 'cosine', 'random_windows': False, 'squentropy_start': 0.0,
-             'loss': checkpoint['loss'].get('name')} | checkpoint['config']
+             'muon_beta2': 0.0, 'loss': checkpoint['loss'].get('name')} | checkpoint['config']
     changes, refused = [], [*refused]
     for name, old in saved.items():
         if name in config and config[name] != old and name not in UNREPORTED:
@@ -329,6 +330,8 @@ def restore_optimizer(checkpoint, optimizer, scaler):
                 expected = {'step': (), 'exp_avg': p.shape, 'exp_avg_sq': p.shape}
                 if 'momentum' in group:  # Muon
                     expected = {'momentum_buffer': p.shape}
+                    if group['beta2']:
+                        expected['row_moment'] = (p.size(0), 1)
                 if {name: x.shape for name, x in state.get(p, {}).items() if _is_valid(x)} != expected:
                     raise ValueError(f'state of a parameter of shape {list(p.shape)}: other shapes, or not finite')
         if checkpoint['scaler']:

@@ -1,4 +1,4 @@
-"""Optimizers and the learning-rate schedule: AdamW, or Muon for the blocks' weight matrices with AdamW for the rest."""
+"""Optimizers and the learning-rate schedule: AdamW, or Muon (also NorMuon) for the blocks' weight matrices with AdamW for the rest."""
 import math
 
 import torch
@@ -6,7 +6,7 @@ import torch
 from nanoloss import distributed
 
 
-def make_optimizer(model, name, learning_rate, muon_learning_rate, weight_decay, betas):
+def make_optimizer(model, name, learning_rate, muon_learning_rate, weight_decay, betas, muon_beta2=0.0):
     """Return the optimizer of a GPT. Weight decay applies to matrices and embeddings only.
 
     'muon' uses Muon for the weight matrices of the blocks. Embeddings, the tied head and vectors use AdamW.
@@ -15,6 +15,7 @@ def make_optimizer(model, name, learning_rate, muon_learning_rate, weight_decay,
         name: 'adamw' or 'muon'.
         muon_learning_rate: of Muon's matrices; 0 = learning_rate.
         betas: of AdamW.
+        muon_beta2: see Muon.
     Returns:
         an optimizer whose param groups have the key 'lr_scale': the group's learning rate divided by
         `learning_rate`.
@@ -30,7 +31,7 @@ def make_optimizer(model, name, learning_rate, muon_learning_rate, weight_decay,
         return adamw
     muon_learning_rate = muon_learning_rate or learning_rate
     muon = Muon([{'params': matrices, 'lr_scale': muon_learning_rate / learning_rate}], lr=muon_learning_rate,
-                weight_decay=weight_decay)
+                weight_decay=weight_decay, beta2=muon_beta2)
     return CombinedOptimizer(adamw, muon)
 
 
@@ -40,10 +41,13 @@ class Muon(torch.optim.Optimizer):
 
     The same as torch.optim.Muon with adjust_lr_fn='match_rms_adamw', except that matrices of one shape are
     orthogonalized in one batch, which torchrun's processes share among themselves. Every process must call step().
+
+    beta2 > 0 is NorMuon (Li et al., arXiv 2510.05491): each row of an update is divided by the root of its running mean
+    square, whose decay rate is beta2, and the update keeps its norm.
     """
 
-    def __init__(self, params, lr, weight_decay, momentum=0.95):
-        super().__init__(params, {'lr': lr, 'weight_decay': weight_decay, 'momentum': momentum})
+    def __init__(self, params, lr, weight_decay, momentum=0.95, beta2=0.0):
+        super().__init__(params, {'lr': lr, 'weight_decay': weight_decay, 'momentum': momentum, 'beta2': beta2})
 
     @torch.no_grad()
     def step(self):
@@ -63,8 +67,23 @@ class Muon(torch.optim.Optimizer):
                 updates = torch.zeros_like(nesterov, dtype=torch.bfloat16)
                 updates[mine] = orthogonalize(nesterov[mine])
                 distributed.all_reduce_sum(updates)
+                updates = updates.float()
+                if group['beta2']:
+                    updates = self._normalize_rows(matrices, updates, group['beta2'])
                 torch._foreach_mul_(matrices, 1 - group['lr'] * group['weight_decay'])
-                torch._foreach_add_(matrices, updates.float().unbind(), alpha=-0.2 * math.sqrt(max(shape)) * group['lr'])
+                torch._foreach_add_(matrices, updates.unbind(), alpha=-0.2 * math.sqrt(max(shape)) * group['lr'])
+
+    def _normalize_rows(self, matrices, updates, beta2):
+        """Return the updates (k, m, n) of k matrices, their rows normalized by running mean squares."""
+        mean_squares = updates.square().mean(dim=2, keepdim=True)
+        for p, rows in zip(matrices, mean_squares):
+            if 'row_moment' not in self.state[p]:
+                self.state[p]['row_moment'] = torch.zeros_like(rows)
+        moments = [self.state[p]['row_moment'] for p in matrices]
+        torch._foreach_lerp_(moments, mean_squares.unbind(), 1 - beta2)
+        normalized = updates / (torch.stack(moments).sqrt() + 1e-8)
+        norm, new_norm = (x.norm(dim=(1, 2), keepdim=True) for x in (updates, normalized))
+        return normalized * (norm / new_norm.clamp(min=1e-7))
 
 
 def orthogonalize(G):

@@ -465,6 +465,7 @@ def test_schedule_of_earlier_code(path):
 @pytest.mark.parametrize('config,data,name', [
     ({'loss': 'mse'}, DATA, 'loss'), ({'dropout': 0.1}, DATA, 'dropout'), ({'seed': 2}, DATA, 'seed'),
     ({'squentropy_weight': 0.5}, DATA, 'squentropy_weight'), ({'optimizer': 'muon'}, DATA, 'optimizer'),
+    ({'muon_beta2': 0.9}, DATA, 'muon_beta2'),
     ({}, DATA | {'fingerprint': {'train': '0'}}, 'data')])
 def test_resume_as_another_run(path, config, data, name):
     """A checkpoint cannot be resumed with another loss, dropout, seed, optimizer or data set."""

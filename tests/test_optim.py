@@ -1,5 +1,6 @@
 """Muon with AdamW against their equations in float64, their saved state, and the learning-rate schedule."""
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -25,8 +26,8 @@ def train(model, optimizer, gradients, lr=0.01):
         optimizer.zero_grad()
 
 
-def make(model, name='muon', lr_scale=1.0):
-    return optim.make_optimizer(model, name, 0.02, 0.02 * lr_scale, 2.0, (0.9, 0.99))
+def make(model, name='muon', lr_scale=1.0, muon_beta2=0.0):
+    return optim.make_optimizer(model, name, 0.02, 0.02 * lr_scale, 2.0, (0.9, 0.99), muon_beta2)
 
 
 def orthogonalize(G):
@@ -39,23 +40,28 @@ def orthogonalize(G):
     return X
 
 
-def test_muon_matches_its_equations():
-    """Block matrices take Muon steps (Nesterov momentum 0.95) with AdamW's RMS; other parameters take AdamW steps."""
+@pytest.mark.parametrize('beta2', [0.0, 0.9])
+def test_muon_matches_its_equations(beta2):
+    """Block matrices take Muon's or NorMuon's steps (Nesterov momentum 0.95) with AdamW's RMS; other parameters take
+    AdamW steps."""
     model, gradients = model_and_gradients()
     names = [name for name, _ in model.named_parameters()]
     expected = {name: p.detach().double().clone() for name, p in model.named_parameters()}
     other, _ = model_and_gradients()
     train(other, make(other, 'adamw'), gradients)
-    train(model, make(model, lr_scale=2.0), gradients)
+    train(model, make(model, lr_scale=2.0, muon_beta2=beta2), gradients)
     for i, name in enumerate(names):
         ours = model.get_parameter(name).detach().double()
         if name.startswith('transformer.h.') and ours.dim() == 2:
-            w, m = expected[name], torch.zeros_like(expected[name])
+            w, m, v = expected[name], torch.zeros_like(expected[name]), torch.zeros(len(ours), 1)
             for gradient in gradients:
                 g = gradient[i].double()
                 m = 0.95 * m + 0.05 * g
                 update = orthogonalize(0.05 * g + 0.95 * m)
                 update = update if update.shape == w.shape else update.T
+                if beta2:
+                    v = beta2 * v + (1 - beta2) * (update**2).mean(1, keepdim=True)
+                    update = update / v.sqrt() * update.norm() / (update / v.sqrt()).norm()
                 w = w * (1 - 0.02 * 2.0) - 0.02 * 0.2 * math.sqrt(max(w.shape)) * update
             moved = (w - expected[name]).norm()
             assert (ours - w).norm() < 0.03 * moved, name  # Muon computes in bfloat16
@@ -83,18 +89,18 @@ def test_muon_matches_torch(device):
         assert (p - q).norm() < 0.02 * (q - start).norm()  # both compute in bfloat16
 
 
-@pytest.mark.parametrize('name', ['adamw', 'muon'])
-def test_state_dict(name):
+@pytest.mark.parametrize('name, beta2', [('adamw', 0.0), ('muon', 0.0), ('muon', 0.95)])
+def test_state_dict(name, beta2):
     """Saving, loading and continuing gives the same bits as never stopping; another optimizer's state is refused."""
     (whole, gradients), (a, _), (b, _) = (model_and_gradients(4) for _ in range(3))
-    train(whole, make(whole, name), gradients)
-    first = make(a, name)
+    train(whole, make(whole, name, muon_beta2=beta2), gradients)
+    first = make(a, name, muon_beta2=beta2)
     train(a, first, gradients[:2])
     state = first.state_dict()
     assert sorted(state['state']) == sorted(i for g in state['param_groups'] for i in g['params']) == \
         list(range(len(list(a.parameters()))))
     b.load_state_dict(a.state_dict())
-    second = make(b, name)
+    second = make(b, name, muon_beta2=beta2)
     second.load_state_dict(state)
     train(b, second, gradients[2:])
     for p, q in zip(whole.parameters(), b.parameters(), strict=True):
@@ -130,6 +136,31 @@ def test_damaged_state_is_refused(damage):
     with pytest.raises(ValueError, match='x.pt') as e:
         restore_optimizer(saved, make(model), scaler)
     assert '\n' not in str(e.value)
+
+
+def test_state_of_another_beta2():
+    """Muon's state cannot be loaded as NorMuon's, nor the other way round."""
+    for saved_beta2, beta2 in ((0.0, 0.95), (0.95, 0.0)):
+        model, gradients = model_and_gradients()
+        optimizer = make(model, muon_beta2=saved_beta2)
+        train(model, optimizer, gradients)
+        saved = {'path': 'x.pt', 'optimizer': optimizer.state_dict(), 'scaler': {}, 'iter_num': 3, 'best_val_loss': 1.0,
+                 'train_state': {'last_eval': 3, 'evals_since_best': 0, 'train_seconds': 1.0, 'wandb_run_id': ''}}
+        for other_beta2, is_valid in ((saved_beta2, True), (beta2, False)):
+            with nullcontext() if is_valid else pytest.raises(ValueError, match='x.pt'):
+                restore_optimizer(saved, make(model, muon_beta2=other_beta2),
+                                  torch.amp.GradScaler('cpu', enabled=False))
+
+
+def test_normuon_without_gradient():
+    """Zero gradients, and rows without one, give finite updates."""
+    p = torch.nn.Parameter(torch.ones(4, 3))
+    optimizer = optim.Muon([p], lr=0.1, weight_decay=0.0, beta2=0.9)
+    for rows in (0, 2):
+        p.grad = torch.zeros(4, 3)
+        p.grad[:rows] = torch.randn(rows, 3)
+        optimizer.step()
+        assert p.isfinite().all() and (p[rows:] == 1).all()
 
 
 @pytest.mark.parametrize('name', ['cosine', 'linear'])

@@ -425,7 +425,7 @@ def test_every_rule(workspace):
     groups = [flags.split(), ['--loss=squentropy', '--squentropy_weight=-1', '--squentropy_schedule=sqrt'],
               ['--loss=squentropy', '--squentropy_end=0'], ['--loss=squentropy', '--squentropy_start=1'], ['--loss=squentropy', '--squentropy_end=0.5'],
               ['--loss=mse', '--mse_true_weight=0', '--mse_target=0', '--mse_end=1'],
-              ['--label_smoothing=-1', '--z_loss=-1'], ['--optimizer=muon', '--muon_learning_rate=-1'], ['--matmul=mkl']]
+              ['--label_smoothing=-1', '--z_loss=-1'], ['--optimizer=muon', '--muon_learning_rate=-1', '--muon_beta2=1'], ['--matmul=mkl']]
     _, rules, applies = read_settings(ROOT / 'train.py')
     texts = [rule if isinstance(rule, str) else rule[0] for rule in rules]
     refused = set()

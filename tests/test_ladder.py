@@ -1,0 +1,44 @@
+"""The report of a ladder, dev/ladder.py."""
+import json
+
+import numpy as np
+import pytest
+from conftest import ROOT, run
+from scipy import stats
+
+from dev import pool_studies
+
+ARMS = ('stock', 'tuned', 'muon', 'smoothing')
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A results.json with random figures of four arms and six seeds: (path, nats of each arm)."""
+    generator = np.random.default_rng(0)
+    runs = {arm: {str(seed): {'readouts': {'link': {key: generator.random() for key in pool_studies.MEASURES}}}
+                  for seed in range(1, 7)} for arm in ARMS}
+    path = tmp_path / 'results.json'
+    path.write_text(json.dumps({'plan': {'declared': {'readout': 'link'}}, 'runs': runs}))
+    return path, {arm: np.array([r['readouts']['link']['nats'] for r in runs[arm].values()]) for arm in ARMS}
+
+
+def test_steps_match_scipy(study, tmp_path):
+    """Rungs are compared with the rung before, other arms with the last rung, as scipy's paired t-test does."""
+    path, nats = study
+    status, out, err = run(ROOT / 'dev/ladder.py', path, '--rungs=stock,tuned,muon', '--beside=smoothing',
+                           '--labels=one,two,three,four', f'--figure={tmp_path}/figure.png')
+    assert status == 0 and (tmp_path / 'figure.png').stat().st_size > 5_000, err
+    rows = dict(zip(ARMS, out.splitlines()[2:], strict=True))
+    for arm, base in (('tuned', 'stock'), ('muon', 'tuned'), ('smoothing', 'muon')):
+        test = stats.ttest_rel(nats[base], nats[arm])
+        low, high = test.confidence_interval(0.95)
+        assert f'{np.mean(nats[base] - nats[arm]):+.4f} [{low:+.4f}, {high:+.4f}] | {test.pvalue:.2g} |' in rows[arm]
+    for name, (arm, row) in zip(('one', 'two', 'three', 'four'), rows.items(), strict=True):
+        assert row.startswith(f'| {name} | 6 | {nats[arm].mean():.4f} ({nats[arm].std(ddof=1):.4f})')
+
+
+@pytest.mark.parametrize('flags', [['--rungs=stock,none'], ['--rungs=stock,tuned', '--labels=one']])
+def test_mistakes(study, flags):
+    """Unknown arms and a wrong number of labels are refused in one line."""
+    status, out, err = run(ROOT / 'dev/ladder.py', study[0], *flags)
+    assert status == 2 and err.count('\n') == 1 and not out
