@@ -199,8 +199,8 @@ def select_top(x, k, in_order):
         values, ids = x.topk(k)
         return values.cpu().numpy(), ids.cpu().numpy()
     x = x.numpy()
-    ids = np.stack([largest_ids(row, k) for row in x])
-    return np.take_along_axis(x, ids, 1), ids
+    ids = np.array([largest_ids(row, k) for row in x])
+    return x[np.arange(len(x))[:, None], ids], ids
 
 
 def largest_ids(row, k):

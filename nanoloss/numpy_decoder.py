@@ -49,19 +49,12 @@ class Linear:
         return y
 
 
-class LayerNorm:
-    """A layer norm of rows (n,) whose mean is 0."""
-
-    def __init__(self, module):
-        self.weight, self.eps = module.weight.detach().numpy(), module.eps
-        self.bias = None if module.bias is None else module.bias.detach().numpy()
-
-    def __call__(self, x):
-        y = x / np.sqrt(np.vecdot(x, x)[:, None] / x.shape[1] + self.eps)
-        y *= self.weight
-        if self.bias is not None:
-            y += self.bias
-        return y
+def normalize(x, eps):
+    """Return a layer norm, without weight and bias, of x (rows, n) whose rows have the mean 0."""
+    n = x.shape[1]
+    if len(x) == 1:  # numpy takes several times as long for an array of one number as Python for a float
+        return x * (float(np.dot(x[0], x[0])) / n + eps) ** -0.5
+    return x / np.sqrt(np.vecdot(x, x)[:, None] / n + eps)
 
 
 class CachedLayer(NamedTuple):
@@ -70,10 +63,8 @@ class CachedLayer(NamedTuple):
     kv_array: np.ndarray  # the same memory
     keys: np.ndarray      # (B, H, D, block_size), a view of kv
     values: np.ndarray    # (B, H, block_size, D), a view of kv
-    ln_1: LayerNorm
     c_attn: Linear
     attn_proj: Linear
-    ln_2: LayerNorm
     c_fc: Linear
     mlp_proj: Linear
 
@@ -82,33 +73,41 @@ class KVCache:
     """Keys and values of B sequences, and copies of the weights.
 
     A layer norm ignores the mean of its input. So the mean is subtracted from everything that is added to the residual
-    stream: from the weights once, from the embedding in each step.
+    stream: from the weights once, from the embedding in each step. Its weight and bias are folded into the layer after
+    it, and the scale of attention into the weights of the queries.
     """
 
     def __init__(self, model, batch_size):
         """Allocate an empty cache of the dtype of the model."""
         c, wte = model.config, model.lm_head.weight
 
-        def pack(linear, weight_scale=1.0, bias_scale=1.0, centred=False):
-            weight, bias = linear.weight.detach(), None if linear.bias is None else linear.bias.detach() * bias_scale
+        def pack(layer, norm=None, scale=1.0, bias_scale=1.0, centred=False, rows=None):
+            weight = layer.weight.detach()[:rows]
+            bias = torch.zeros_like(weight[:, 0]) if layer.bias is None else layer.bias.detach()
             if centred:
-                weight, bias = weight - weight.mean(0), None if bias is None else bias - bias.mean()
-            return Linear(weight * weight_scale, bias, batch_size)
+                weight, bias = weight - weight.mean(0), bias - bias.mean()
+            if norm and norm.bias is not None:
+                bias = bias + weight @ norm.bias.detach()
+            bias = bias * bias_scale
+            weight = weight * (norm.weight.detach() * scale if norm else scale)
+            return Linear(weight, bias if bias.any() else None, batch_size)
 
         self.length = 0  # number of tokens in the cache
         self.wte, self.wpe = wte.detach().numpy(), model.transformer.wpe.weight.detach().numpy()
         scale = 0.5 ** 0.5 if c.activation == 'gelu' else 1.0  # as in engine.py
+        attention_scale = torch.ones(3 * c.n_embd, dtype=wte.dtype)
+        attention_scale[:c.n_embd] = (c.n_embd // c.n_head) ** -0.5
         self.layers = []
         for block in model.transformer.h:
             kv = torch.empty(2, batch_size, c.n_head, c.block_size, c.n_embd // c.n_head, dtype=wte.dtype, device='cpu')
             keys, values = kv.numpy()
             self.layers.append(CachedLayer(
                 kv, kv.numpy(), keys.swapaxes(2, 3), values,
-                LayerNorm(block.ln_1), pack(block.attn.c_attn), pack(block.attn.c_proj, centred=True),
-                LayerNorm(block.ln_2), pack(block.mlp.c_fc, scale, scale),
-                pack(block.mlp.c_proj, scale, centred=True)))
-        self.ln_f = LayerNorm(model.transformer.ln_f)
-        self.lm_head = Linear(wte.detach()[:c.vocab_size], None, batch_size)
+                pack(block.attn.c_attn, block.ln_1, attention_scale[:, None], attention_scale),
+                pack(block.attn.c_proj, centred=True),
+                pack(block.mlp.c_fc, block.ln_2, scale, scale),
+                pack(block.mlp.c_proj, scale=scale, centred=True)))
+        self.lm_head = pack(model.lm_head, model.transformer.ln_f, rows=c.vocab_size)
 
 
 @np.errstate(all='ignore')  # as torch: a model that overflows gives no warnings
@@ -121,22 +120,22 @@ def decode_step(model, ids, cache):
     if length > c.block_size:
         raise ValueError(f'{length} tokens exceed block_size={c.block_size}')
     x = cache.wte[ids.numpy()] + cache.wpe[length - 1]
-    x -= x.mean(1, keepdims=True)
-    scale = (c.n_embd // c.n_head) ** -0.5
+    x -= np.add.reduce(x, axis=1, keepdims=True) / c.n_embd
+    eps = model.transformer.ln_f.eps
     for layer in cache.layers:
-        qkv = layer.c_attn(layer.ln_1(x)).reshape(B, 3, c.n_head, -1)
+        qkv = layer.c_attn(normalize(x, eps)).reshape(B, 3, c.n_head, -1)
         layer.kv_array[..., length - 1, :] = qkv[:, 1:].swapaxes(0, 1)
-        scores = np.matmul(qkv[:, 0, :, None] * scale, layer.keys[..., :length])  # (B, H, 1, length)
+        scores = np.matmul(qkv[:, 0, :, None], layer.keys[..., :length])  # (B, H, 1, length)
         scores -= np.maximum.reduce(scores, axis=3, keepdims=True)
         np.exp(scores, out=scores)
         y = np.matmul(scores, layer.values[:, :, :length])
         y /= np.add.reduce(scores, axis=3, keepdims=True)
         x += layer.attn_proj(y.reshape(B, -1))
-        z = layer.c_fc(layer.ln_2(x))
+        z = layer.c_fc(normalize(x, eps))
         if c.activation == 'gelu':
             z *= torch.erf(torch.from_numpy(z)).numpy() + 1
         else:
             z = F.gelu(torch.from_numpy(z), approximate='tanh').numpy()
         x += layer.mlp_proj(z)
     cache.length = length
-    return torch.from_numpy(cache.lm_head(cache.ln_f(x)))
+    return torch.from_numpy(cache.lm_head(normalize(x, eps)))
