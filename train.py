@@ -25,6 +25,7 @@ batch_size = 8              # sequences per micro-batch, shared among torchrun's
 gradient_accumulation_steps = 1 # micro-batches per iteration
 block_size = 256            # tokens per sequence, the context length
 train_tokens = 0            # use only the first N tokens of train.bin; 0 = all
+context_warmup = 0.0        # fraction of max_iters that trains on twice as many sequences of half the length
 random_windows = False      # True: random positions, as in nanoGPT; False: each token once per epoch
 vocab_size = 0              # size for data without a tokenizer (nanoGPT's with a meta.pkl); 0 = read from the data
 seed = 1337                 # random seed for initialization, data order, dropout and samples
@@ -81,6 +82,8 @@ config = configure(globals(), rules=[
     'batch_size >= 1',
     'gradient_accumulation_steps >= 1',
     'block_size >= 1',
+    '0 <= context_warmup <= 1',
+    ('context_warmup == 0 or block_size % 2 == 0', 'pass an even --block_size'),
     'train_tokens >= 0',
     '0 <= vocab_size <= 65536',
     '0 <= seed < 2**32',
@@ -208,10 +211,14 @@ def loss_at(iter_num):
 
 def get_batch(iter_num, micro_step):
     """This rank's share of a micro-batch; the windows are numbered over all iterations, steps and ranks."""
-    number = (iter_num * micro_steps + micro_step) * distributed.world_size + distributed.rank
+    step = iter_num * micro_steps + micro_step
+    number = step * distributed.world_size + distributed.rank
     starts = dataloader.train_windows(len(data.train), block_size, seed, number * local_batch_size, local_batch_size,
                                       random_windows)
-    return dataloader.load_windows(data.train, starts, block_size, device)
+    x, y = dataloader.load_windows(data.train, starts, block_size, device)
+    if step < context_warmup * max_iters * micro_steps:
+        return x.reshape(-1, block_size // 2), y.reshape(-1, block_size // 2)
+    return x, y
 
 
 @torch.no_grad()

@@ -285,8 +285,8 @@ def _find_changes(checkpoint, config, refused, data):
         raise ValueError(f"{path} cannot be resumed: it has no {', '.join(missing)}; to start a new run from its "
                          f'weights: --init_from={path} --out_dir=...')
     # what runs used whose config lacks the setting: those of nanoGPT, or of earlier code
-    saved = {'optimizer': 'adamw', 'lr_schedule': 'cosine', 'random_windows': False, 'squentropy_start': 0.0,
-             'muon_beta2': 0.0, 'loss': checkpoint['loss'].get('name')} | checkpoint['config']
+    saved = {'optimizer': 'adamw', 'lr_schedule': 'cosine', 'random_windows': False, 'context_warmup': 0.0,
+             'squentropy_start': 0.0, 'muon_beta2': 0.0, 'loss': checkpoint['loss'].get('name')} | checkpoint['config']
     changes, refused = [], [*refused]
     for name, old in saved.items():
         if name in config and config[name] != old and name not in UNREPORTED:

@@ -1,4 +1,4 @@
-"""Optimizers and the learning-rate schedule: AdamW, or Muon (also NorMuon) for the blocks' weight matrices with AdamW for the rest."""
+"""Optimizers and the learning-rate schedule: AdamW, or Muon for the blocks' weight matrices with AdamW for the rest."""
 import math
 
 import torch

@@ -86,14 +86,16 @@ def test_iterations_match_a_float64_loop(train, tmp_path, tiny_data, dtype, drop
         assert (saved[name].to(p) - p).norm() < tolerance * (p - initial[name]).norm(), name
 
 
-def test_random_windows(train, tiny_data, tmp_path):
-    """With --random_windows=True the first loss is that of the windows that train_windows() draws at random."""
-    assert train('--random_windows=True', '--max_iters=1')[0] == 0
+@pytest.mark.parametrize('flag, at_random, length', [
+    ('--random_windows=True', True, 32), ('--context_warmup=1', False, 16)])
+def test_first_loss(train, tiny_data, tmp_path, flag, at_random, length):
+    """The first loss is that of windows at random positions, or of windows cut in halves."""
+    assert train(flag, '--max_iters=1')[0] == 0
     torch.manual_seed(rng.torch_seed(rng.INIT, 1337))
     model = GPT(GPTConfig(block_size=32, vocab_size=256, n_layer=1, n_head=2, n_embd=16, bias=False)).double()
     tokens = dataloader.open_bin(tiny_data, 'train', dataloader.read_meta(tiny_data))
-    starts = dataloader.train_windows(len(tokens), 32, 1337, 0, 4, at_random=True)
-    x, y = map(torch.from_numpy, dataloader.read_windows(tokens, starts, 32))
+    starts = dataloader.train_windows(len(tokens), 32, 1337, 0, 4, at_random)
+    x, y = (torch.from_numpy(a).reshape(-1, length) for a in dataloader.read_windows(tokens, starts, 32))
     expected = F.cross_entropy(model.logits(model(x)).flatten(0, 1), y.flatten()).item()
     assert next(m['loss'] for m in read(tmp_path / 'run/metrics.jsonl') if 'loss' in m) == pytest.approx(expected)
 
@@ -237,7 +239,7 @@ def test_resume_matches_an_uninterrupted_run(train, tmp_path, optimizer):
 @pytest.mark.parametrize('schedule', [['--loss=squentropy', '--squentropy_schedule=linear', '--squentropy_end=0.7'],
                                       ['--loss=squentropy', '--squentropy_start=0.3', '--squentropy_schedule=linear',
                                        '--squentropy_end=0.7'],
-                                      ['--loss=mse', '--mse_end=0.7']])
+                                      ['--loss=mse', '--mse_end=0.7'], ['--context_warmup=0.5']])
 def test_schedule_resumes(train, tmp_path, schedule):
     """A run resumed from its checkpoint of iteration 20 ends in the same bits, and as cross-entropy."""
     assert train(*schedule, '--keep_checkpoints=3')[0] == 0
@@ -418,14 +420,16 @@ def test_every_rule(workspace):
     """Every rule of train.py refuses a value out of range, and all mistakes are reported at once."""
     flags = ('--eval_interval=0 --eval_iters=0 --eval_windows=-1 --log_interval=-1 --keep_checkpoints=-1 '
              '--sample_tokens=-1 --out_dir= --batch_size=0 --gradient_accumulation_steps=0 --block_size=0 '
-             '--seed=4294967296 --n_layer=0 --vocab_size=-1 --n_head=-2 --n_embd=-1 --dropout=1 --activation=relu '
-             '--optimizer=sgd --learning_rate=0 --train_tokens=-1 --max_iters=-1 --weight_decay=-1 --beta1=1 '
-             '--beta2=1.5 --grad_clip=-1 --warmup_iters=-1 --lr_schedule=step --lr_decay_iters=-1 --min_lr=1 --patience=-1 --min_delta=-1 '
-             '--dtype=float64 --compile=yes --device=tpu')
-    groups = [flags.split(), ['--loss=squentropy', '--squentropy_weight=-1', '--squentropy_schedule=sqrt'],
-              ['--loss=squentropy', '--squentropy_end=0'], ['--loss=squentropy', '--squentropy_start=1'], ['--loss=squentropy', '--squentropy_end=0.5'],
+             '--context_warmup=2 --seed=4294967296 --n_layer=0 --vocab_size=-1 --n_head=-2 --n_embd=-1 --dropout=1 '
+             '--activation=relu --optimizer=sgd --learning_rate=0 --train_tokens=-1 --max_iters=-1 --weight_decay=-1 '
+             '--beta1=1 --beta2=1.5 --grad_clip=-1 --warmup_iters=-1 --lr_schedule=step --lr_decay_iters=-1 '
+             '--min_lr=1 --patience=-1 --min_delta=-1 --dtype=float64 --compile=yes --device=tpu')
+    groups = [flags.split(), ['--block_size=33', '--context_warmup=0.5'], ['--matmul=mkl'],
+              ['--loss=squentropy', '--squentropy_weight=-1', '--squentropy_schedule=sqrt'],
+              ['--loss=squentropy', '--squentropy_start=1'], ['--loss=squentropy', '--squentropy_end=0.5'],
               ['--loss=mse', '--mse_true_weight=0', '--mse_target=0', '--mse_end=1'],
-              ['--label_smoothing=-1', '--z_loss=-1'], ['--optimizer=muon', '--muon_learning_rate=-1', '--muon_beta2=1'], ['--matmul=mkl']]
+              ['--label_smoothing=-1', '--z_loss=-1'],
+              ['--optimizer=muon', '--muon_learning_rate=-1', '--muon_beta2=1']]
     _, rules, applies = read_settings(ROOT / 'train.py')
     texts = [rule if isinstance(rule, str) else rule[0] for rule in rules]
     refused = set()
