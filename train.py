@@ -25,7 +25,7 @@ batch_size = 8              # sequences per micro-batch, shared among torchrun's
 gradient_accumulation_steps = 1 # micro-batches per iteration
 block_size = 256            # tokens per sequence, the context length
 train_tokens = 0            # use only the first N tokens of train.bin; 0 = all
-context_warmup = 0.0        # fraction of max_iters that trains on twice as many sequences of half the length
+context_warmup = 0.0        # fraction of training with twice as many sequences of half the length
 random_windows = False      # True: random positions, as in nanoGPT; False: each token once per epoch
 vocab_size = 0              # size for data without a tokenizer (nanoGPT's with a meta.pkl); 0 = read from the data
 seed = 1337                 # random seed for initialization, data order, dropout and samples
@@ -41,7 +41,7 @@ loss = 'cross_entropy'      # a name in losses.py: cross_entropy, mse, squentrop
 squentropy_weight = 1.0     # alpha, weight of the mean square of the wrong logits; 1 = as published
 squentropy_target = 0.0     # target of the wrong logits; 0 = as published
 squentropy_centred = False  # subtract the mean logit before squaring
-squentropy_schedule = 'constant' # schedule of alpha: constant, or decay to 0: linear | cosine | step, or from 0: rise
+squentropy_schedule = 'constant' # constant | linear, cosine, step (alpha decreases to 0) | rise (from 0)
 squentropy_start = 0.0      # fraction of max_iters at which the schedule starts; alpha is 0 before
 squentropy_end = 1.0        # fraction of max_iters at which the schedule ends
 mse_true_weight = 1.0       # k, weight of the square of the true class; 1 = plain square loss
@@ -53,7 +53,7 @@ z_loss = 0.0                # with cross_entropy: weight of log^2 Z, the squared
 optimizer = 'adamw'         # adamw | muon (for the matrices of the blocks; AdamW for the rest)
 learning_rate = 4e-3        # peak learning rate, after warmup
 muon_learning_rate = 0.0    # for Muon's matrices; 0 = learning_rate (updates are scaled to the size of AdamW's)
-muon_beta2 = 0.0            # decay rate of NorMuon's second moments of rows; 0 = plain Muon
+muon_beta2 = 0.0            # decay rate of NorMuon's per-row second moment; 0 = plain Muon
 max_iters = 2000            # iterations in total
 weight_decay = 0.1          # on matrices and embeddings
 beta1 = 0.9                 # decay rate of AdamW's first moment
@@ -211,12 +211,12 @@ def loss_at(iter_num):
 
 def get_batch(iter_num, micro_step):
     """This rank's share of a micro-batch; the windows are numbered over all iterations, steps and ranks."""
-    step = iter_num * micro_steps + micro_step
+    step = iter_num * micro_steps + micro_step  # may be the first one of the next iteration
     number = step * distributed.world_size + distributed.rank
     starts = dataloader.train_windows(len(data.train), block_size, seed, number * local_batch_size, local_batch_size,
                                       random_windows)
     x, y = dataloader.load_windows(data.train, starts, block_size, device)
-    if step < context_warmup * max_iters * micro_steps:
+    if step // micro_steps < context_warmup * (lr_decay_iters or max_iters):
         return x.reshape(-1, block_size // 2), y.reshape(-1, block_size // 2)
     return x, y
 

@@ -284,18 +284,18 @@ def _find_changes(checkpoint, config, refused, data):
     if missing:
         raise ValueError(f"{path} cannot be resumed: it has no {', '.join(missing)}; to start a new run from its "
                          f'weights: --init_from={path} --out_dir=...')
-    # what runs used whose config lacks the setting: those of nanoGPT, or of earlier code
-    saved = {'optimizer': 'adamw', 'lr_schedule': 'cosine', 'random_windows': False, 'context_warmup': 0.0,
-             'squentropy_start': 0.0, 'muon_beta2': 0.0, 'loss': checkpoint['loss'].get('name')} | checkpoint['config']
+    # what runs of nanoGPT and of earlier code used, whose configs lack these settings; nanoGPT does not record the data
+    saved = {'optimizer': 'adamw', 'muon_beta2': 0.0, 'lr_schedule': 'cosine', 'random_windows': not checkpoint['data'],
+             'context_warmup': 0.0, 'squentropy_start': 0.0, 'loss': checkpoint['loss'].get('name')} | checkpoint['config']
     changes, refused = [], [*refused]
     for name, old in saved.items():
         if name in config and config[name] != old and name not in UNREPORTED:
             (refused if name in FIXED_SETTINGS else changes).append(f'{name} {old} -> {config[name]}')
-    if checkpoint['data'] and checkpoint['data'] != data:  # nanoGPT's checkpoints do not record it
+    if checkpoint['data'] and checkpoint['data'] != data:
         refused.append(f"data {checkpoint['data'].get('source')} -> {data['source']} (or the same text prepared again)")
     if refused:
-        raise ValueError(f"{path} cannot be resumed with other settings: {', '.join(refused)}; resume with the same "
-                         f'config, or start a new run from its weights: --init_from={path} --out_dir=...')
+        raise ValueError(f"{path} cannot be resumed with other settings: {', '.join(refused)}; resume with the old "
+                         f'values, or start a new run from its weights: --init_from={path} --out_dir=...')
     return changes
 
 

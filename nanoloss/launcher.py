@@ -89,11 +89,12 @@ def run_script(script, flags, threads=0):
 def measure_speed(settings, folder, threads=0, number=0):
     """Return the iterations per second of a short run with these settings, or 0 if it diverges.
 
-    number: distinguishes runs that are measured in parallel. Exits if train.py fails.
+    number: distinguishes runs that are measured in parallel. Sequences have their full length, so that a compiled run
+    does not compile twice. Exits if train.py fails.
     """
     probe = folder / f'probe{number}'
     status, last = run_training(settings, probe, threads=threads, max_iters=21, out_dir=str(probe), eval_iters=1,
-                                eval_windows=0, log_interval=20, eval_interval=21)
+                                eval_windows=0, log_interval=20, eval_interval=21, context_warmup=0.0)
     if status not in (0, DIVERGED):
         fail(f'train.py ended with status {status} ({last}); see {probe}/log.txt')
     lines = [line for line in read_metrics(probe / 'metrics.jsonl') if 'loss' in line]

@@ -50,7 +50,7 @@ class Linear:
 
 
 def normalize(x, eps):
-    """Return a layer norm, without weight and bias, of x (rows, n) whose rows have the mean 0."""
+    """Layer-normalize x (rows, n), whose rows have mean 0, without weight and bias."""
     n = x.shape[1]
     if len(x) == 1:  # numpy takes several times as long for an array of one number as Python for a float
         return x * (float(np.dot(x[0], x[0])) / n + eps) ** -0.5
@@ -73,8 +73,8 @@ class KVCache:
     """Keys and values of B sequences, and copies of the weights.
 
     A layer norm ignores the mean of its input. So the mean is subtracted from everything that is added to the residual
-    stream: from the weights once, from the embedding in each step. Its weight and bias are folded into the layer after
-    it, and the scale of attention into the weights of the queries.
+    stream: from the weights once, from the embedding in each step. The layer norm's weight and bias are folded into
+    the linear layer that follows, and the scale of attention into the weights of the queries.
     """
 
     def __init__(self, model, batch_size):

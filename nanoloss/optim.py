@@ -42,8 +42,8 @@ class Muon(torch.optim.Optimizer):
     The same as torch.optim.Muon with adjust_lr_fn='match_rms_adamw', except that matrices of one shape are
     orthogonalized in one batch, which torchrun's processes share among themselves. Every process must call step().
 
-    beta2 > 0 is NorMuon (Li et al., arXiv 2510.05491): each row of an update is divided by the root of its running mean
-    square, whose decay rate is beta2, and the update keeps its norm.
+    beta2 > 0 is NorMuon (Li et al., arXiv 2510.05491): each row of an update is divided by the root of an exponential
+    moving average (decay rate beta2) of its mean square; then the update is rescaled to its original Frobenius norm.
     """
 
     def __init__(self, params, lr, weight_decay, momentum=0.95, beta2=0.0):

@@ -17,9 +17,10 @@ def study(tmp_path):
     generator = np.random.default_rng(0)
     runs = {arm: {str(seed): {'readouts': {'link': {key: generator.random() for key in pool_studies.MEASURES}}}
                   for seed in range(1, 7)} for arm in ARMS}
+    del runs['tuned']['1']  # arms are paired by seed, not by position
     path = tmp_path / 'results.json'
     path.write_text(json.dumps({'plan': {'declared': {'readout': 'link'}}, 'runs': runs}))
-    return path, {arm: np.array([r['readouts']['link']['nats'] for r in runs[arm].values()]) for arm in ARMS}
+    return path, {arm: {seed: r['readouts']['link']['nats'] for seed, r in runs[arm].items()} for arm in ARMS}
 
 
 def test_steps_match_scipy(study, tmp_path):
@@ -30,11 +31,13 @@ def test_steps_match_scipy(study, tmp_path):
     assert status == 0 and (tmp_path / 'figure.png').stat().st_size > 5_000, err
     rows = dict(zip(ARMS, out.splitlines()[2:], strict=True))
     for arm, base in (('tuned', 'stock'), ('muon', 'tuned'), ('smoothing', 'muon')):
-        test = stats.ttest_rel(nats[base], nats[arm])
+        pairs = np.array([(nats[base][seed], nats[arm][seed]) for seed in nats[arm] if seed in nats[base]])
+        test = stats.ttest_rel(*pairs.T)
         low, high = test.confidence_interval(0.95)
-        assert f'{np.mean(nats[base] - nats[arm]):+.4f} [{low:+.4f}, {high:+.4f}] | {test.pvalue:.2g} |' in rows[arm]
+        assert f'| {len(pairs)} | {-np.diff(pairs).mean():+.4f} [{low:+.4f}, {high:+.4f}] | {test.pvalue:.2g} |' in rows[arm]
     for name, (arm, row) in zip(('one', 'two', 'three', 'four'), rows.items(), strict=True):
-        assert row.startswith(f'| {name} | 6 | {nats[arm].mean():.4f} ({nats[arm].std(ddof=1):.4f})')
+        values = np.array([*nats[arm].values()])
+        assert row.startswith(f'| {name} | {values.mean():.4f} ({values.std(ddof=1):.4f}) |')
 
 
 @pytest.mark.parametrize('flags', [['--rungs=stock,none'], ['--rungs=stock,tuned', '--labels=one']])

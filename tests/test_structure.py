@@ -73,3 +73,18 @@ def test_torch_is_imported_late():
     """Modules that answer before torch is loaded do not import it."""
     code = f'import sys, {", ".join(TORCH_FREE)}; sys.exit("torch" in sys.modules)'
     assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0
+
+
+def test_environment_is_set_before_torch():
+    """Scripts import nanoloss, which sets variables that torch reads when it is imported, before torch."""
+    for path in sorted(ROOT.glob('*.py')):
+        lines = {}
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            names = [node.module or ''] if isinstance(node, ast.ImportFrom) else \
+                [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                package = name.partition('.')[0]
+                lines[package] = min(node.lineno, lines.get(package, node.lineno))
+        if 'nanoloss' in lines:
+            torch_users = [lines[name] for name in ('torch', 'model', 'losses') if name in lines]
+            assert all(lines['nanoloss'] < line for line in torch_users), path

@@ -56,11 +56,11 @@ def test_training_learns(train, tmp_path, tiny_data, loss):
     ('float32', 0.0, 3e-5), ('float16', 0.0, 5e-3), ('float32', 0.3, 1e-3)])
 def test_iterations_match_a_float64_loop(train, tmp_path, tiny_data, dtype, dropout, tolerance):
     """Three iterations of two micro-batches give the weights of a plain float64 loop with torch's AdamW, also when
-    gradients are scaled for float16. With dropout, the loop is in float32, since the masks depend on the type; each
+    gradients are scaled for float16; the first two read sequences of half the length. With dropout, the loop is in float32, since the masks depend on the type; each
     micro-batch has its own."""
     flags = ['--max_iters=3', '--gradient_accumulation_steps=2', '--grad_clip=0.5', '--weight_decay=0.3',
              '--lr_decay_iters=4', '--min_lr=1e-3', '--warmup_iters=1', '--device=cpu', f'--dtype={dtype}',
-             f'--dropout={dropout}']
+             f'--dropout={dropout}', '--context_warmup=0.4']
     assert train(*flags)[0] == 0
     torch.manual_seed(rng.torch_seed(rng.INIT, 1337))
     model = GPT(GPTConfig(block_size=32, vocab_size=256, n_layer=1, n_head=2, n_embd=16, bias=False, dropout=dropout))
@@ -73,7 +73,8 @@ def test_iterations_match_a_float64_loop(train, tmp_path, tiny_data, dtype, drop
     for iter_num, lr in enumerate([5e-3, 1e-2, 1e-3 + 9e-3 * 0.75]):  # warmup; the maximum; a third of the cosine
         for micro_step in range(2):
             starts = dataloader.train_windows(len(tokens), 32, 1337, 8 * iter_num + 4 * micro_step, 4)
-            x, y = map(torch.from_numpy, dataloader.read_windows(tokens, starts, 32))
+            length = 16 if iter_num < 0.4 * 4 else 32
+            x, y = (torch.from_numpy(a).reshape(-1, length) for a in dataloader.read_windows(tokens, starts, 32))
             torch.manual_seed(rng.torch_seed(rng.DROPOUT, 1337, iter_num, micro_step))
             F.cross_entropy(model.logits(model(x)).flatten(0, 1), y.flatten()).div(2).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
@@ -86,16 +87,14 @@ def test_iterations_match_a_float64_loop(train, tmp_path, tiny_data, dtype, drop
         assert (saved[name].to(p) - p).norm() < tolerance * (p - initial[name]).norm(), name
 
 
-@pytest.mark.parametrize('flag, at_random, length', [
-    ('--random_windows=True', True, 32), ('--context_warmup=1', False, 16)])
-def test_first_loss(train, tiny_data, tmp_path, flag, at_random, length):
-    """The first loss is that of windows at random positions, or of windows cut in halves."""
-    assert train(flag, '--max_iters=1')[0] == 0
+def test_random_windows(train, tiny_data, tmp_path):
+    """With --random_windows=True the first loss is that of the windows that train_windows() draws at random."""
+    assert train('--random_windows=True', '--max_iters=1')[0] == 0
     torch.manual_seed(rng.torch_seed(rng.INIT, 1337))
     model = GPT(GPTConfig(block_size=32, vocab_size=256, n_layer=1, n_head=2, n_embd=16, bias=False)).double()
     tokens = dataloader.open_bin(tiny_data, 'train', dataloader.read_meta(tiny_data))
-    starts = dataloader.train_windows(len(tokens), 32, 1337, 0, 4, at_random)
-    x, y = (torch.from_numpy(a).reshape(-1, length) for a in dataloader.read_windows(tokens, starts, 32))
+    starts = dataloader.train_windows(len(tokens), 32, 1337, 0, 4, at_random=True)
+    x, y = map(torch.from_numpy, dataloader.read_windows(tokens, starts, 32))
     expected = F.cross_entropy(model.logits(model(x)).flatten(0, 1), y.flatten()).item()
     assert next(m['loss'] for m in read(tmp_path / 'run/metrics.jsonl') if 'loss' in m) == pytest.approx(expected)
 
@@ -214,11 +213,11 @@ def test_without_wandb(train, tmp_path, tiny_data):
 
 
 # starting from a checkpoint --------------------------------------------------
-@pytest.mark.parametrize('optimizer', ['adamw', 'muon'])
+@pytest.mark.parametrize('optimizer', [['--optimizer=adamw'], ['--optimizer=muon', '--muon_beta2=0.9']])
 def test_resume_matches_an_uninterrupted_run(train, tmp_path, optimizer):
-    """With dropout and accumulation, 40 iterations, and 20 resumed to 40, end in the same bits."""
+    """With dropout, accumulation and context warmup, 40 iterations, and 20 resumed to 40, end in the same bits."""
     flags = ['--dropout=0.1', '--gradient_accumulation_steps=2', '--lr_decay_iters=40', '--loss=squentropy',
-             f'--optimizer={optimizer}']
+             '--context_warmup=0.6', *optimizer]
     assert train(*flags)[0] == 0
     os.rename(tmp_path / 'run', tmp_path / 'whole')
     assert train(*flags, '--max_iters=20')[0] == 0
