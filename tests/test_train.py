@@ -53,7 +53,7 @@ def test_training_learns(train, tmp_path, tiny_data, loss):
 
 
 @pytest.mark.parametrize('dtype, dropout, tolerance', [
-    ('float32', 0.0, 3e-5), ('float16', 0.0, 5e-3), ('float32', 0.3, 1e-3)])
+    ('float32', 0.0, 3e-5), ('float16', 0.0, 1e-2), ('float32', 0.3, 1e-3)])
 def test_iterations_match_a_float64_loop(train, tmp_path, tiny_data, dtype, dropout, tolerance):
     """Three iterations of two micro-batches give the weights of a plain float64 loop with torch's AdamW, also when
     gradients are scaled for float16; the first two read sequences of half the length. With dropout, the loop is in float32, since the masks depend on the type; each
