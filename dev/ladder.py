@@ -76,10 +76,10 @@ def draw(path, runs, rungs, beside, labels):
     axis.set_yticks(range(len(arms)), [labels[arm] for arm in arms])
     axis.invert_yaxis()
     axis.grid(axis='y', visible=False)
-    axis.margins(x=0.12)
+    axis.margins(x=0.18)
     axis.axvline(0, color='black', linewidth=1)
     first = np.mean([run['nats'] for run in runs[rungs[0]].values()])
-    axis.set_xlabel(f'nats per token gained over {labels[rungs[0]]} ({first:.3f}); longer is better')
+    axis.set_xlabel(f'nats per token gained over {labels[rungs[0]]} ({first:.3f})')
     plotting.save(figure, path)
 
 
