@@ -19,7 +19,7 @@ from nanoloss.metrics_log import read_metrics
 FLAGS = ['--n_layer=1', '--n_head=2', '--n_embd=16', '--block_size=32', '--batch_size=2', '--dropout=0.2',
          '--gradient_accumulation_steps=4', '--learning_rate=1e-2', '--warmup_iters=5', '--decay_lr=False',
          '--loss=squentropy', '--max_iters=30', '--eval_interval=10', '--eval_iters=5', '--log_interval=1',
-         '--sample_tokens=0', '--context_warmup=0.25']
+         '--sample_tokens=0', '--context_warmup=0.25', '--lr_decay_iters=30']
 ENDLESS = ['--max_iters=1000000', '--eval_interval=1000000']
 
 

@@ -24,7 +24,7 @@ print(flush=True)
 sys.exit(int(flags.get('seed', 0)))
 '''
 DEFAULTS = {'loss': 'mse', 'seed': 0, 'out_dir': '', 'sample_tokens': 0, 'learning_rate': 0.1, 'max_iters': 100,
-            'eval_iters': 10, 'eval_windows': 0, 'log_interval': 10, 'eval_interval': 10}
+            'eval_iters': 10, 'eval_windows': 0, 'log_interval': 10, 'eval_interval': 10, 'context_warmup': 0.0}
 
 
 @pytest.fixture(autouse=True)
