@@ -70,9 +70,10 @@ def draw(path, runs, rungs, beside, labels):
     for y, arm in enumerate(arms):
         t = paired_t(gains(runs, arm, rungs[0]))
         half_width = t['interval'][1] - t['mean'] if t['interval'] else 0
-        axis.barh(y, t['mean'], xerr=half_width, height=0.7, color=plotting.COLORS[arm in beside], ecolor='black', capsize=3)
-        axis.annotate(f'{t["mean"]:+.3f}', (max(0, t['mean']) + half_width, y), xytext=(4, 0), textcoords='offset points',
-                      va='center')
+        axis.barh(y, t['mean'], xerr=half_width, height=0.7, color=plotting.COLORS[arm in beside], ecolor='black',
+                  capsize=3)
+        axis.annotate(f'{t["mean"]:+.3f}', (max(0, t['mean']) + half_width, y), xytext=(4, 0),
+                      textcoords='offset points', va='center')
     axis.set_yticks(range(len(arms)), [labels[arm] for arm in arms])
     axis.invert_yaxis()
     axis.grid(axis='y', visible=False)
@@ -86,7 +87,7 @@ def draw(path, runs, rungs, beside, labels):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('study', help='a name in docs/studies, or a results.json of compare.py')
-    parser.add_argument('--rungs', required=True, help='arms of the study, separated by commas, from the bottom')
+    parser.add_argument('--rungs', required=True, help='arms of the study, separated by commas, the baseline first')
     parser.add_argument('--beside', default='', help='arms to compare with the last rung')
     parser.add_argument('--labels', help='names for the arms in the output, rungs first, separated by commas')
     parser.add_argument('--figure', metavar='FILE', help='also draw the gains over the first rung')

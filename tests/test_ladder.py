@@ -34,7 +34,8 @@ def test_steps_match_scipy(study, tmp_path):
         pairs = np.array([(nats[base][seed], nats[arm][seed]) for seed in nats[arm] if seed in nats[base]])
         test = stats.ttest_rel(*pairs.T)
         low, high = test.confidence_interval(0.95)
-        assert f'| {len(pairs)} | {-np.diff(pairs).mean():+.4f} [{low:+.4f}, {high:+.4f}] | {test.pvalue:.2g} |' in rows[arm]
+        gain = -np.diff(pairs).mean()
+        assert f'| {len(pairs)} | {gain:+.4f} [{low:+.4f}, {high:+.4f}] | {test.pvalue:.2g} |' in rows[arm]
     for name, (arm, row) in zip(('one', 'two', 'three', 'four'), rows.items(), strict=True):
         values = np.array([*nats[arm].values()])
         assert row.startswith(f'| {name} | {values.mean():.4f} ({values.std(ddof=1):.4f}) |')
