@@ -44,7 +44,7 @@ def gains(runs, arm, base):
 
 
 def format_table(runs, rungs, beside, labels):
-    """Return the Markdown table: per arm the means over its seeds, and the gain over the arm that it is compared with."""
+    """Return the Markdown table: for each arm means over its seeds, and the gain over the arm it is compared with."""
     lines = ['| | nats per token (standard deviation) | pairs | gain, 95 % | p | top-1 accuracy | Brier score |',
              '|---|---|---|---|---|---|---|']
     bases = dict(steps(rungs, beside))
