@@ -12,6 +12,9 @@ file (--each). Config files and flags of train.py on the command line override i
 of the losses does not take is refused. Settings after a loss override both. Differences to the first loss are reported
 with confidence intervals over seeds.
 
+With --init_from=FILE, a setting of train.py, all runs start from those weights. {seed} in it stands for the seed, as in
+--init_from=results/base/runs/cross_entropy-{seed}/ckpt.pt, so each seed can fine-tune a model of its own.
+
 Data without a tokenizer has no stories: it is scored in consecutive blocks of block_size tokens.
 
 Running the same command again resumes a study and keeps finished runs. Losses and seeds can be added later; the report
@@ -80,8 +83,7 @@ from nanoloss.paths import ROOT
 FOLDER = Path('results') / name
 SUFFIX = '-test' if split == 'test' else ''  # of the report's files, which do not replace those of val.bin
 THREADS = max(1, os.cpu_count() // jobs) if jobs > 1 and 'OMP_NUM_THREADS' not in os.environ else 0  # per run
-FIXED = ('out_dir', 'seed', 'loss', 'eval_interval', 'eval_windows', 'eval_only', 'init_from', 'sample_tokens',
-         'patience')
+FIXED = 'out_dir', 'seed', 'loss', 'eval_interval', 'eval_windows', 'eval_only', 'sample_tokens', 'patience'
 
 
 # the arms: one for each entry of --losses -------------------------------------
@@ -112,7 +114,10 @@ def read_arms():
                  '(--each=config/train_tinystories_cross_entropy.py), or none (--each=)', status=2)
         arms[arm] = configure({**defaults, '__file__': str(launcher.TRAIN)}, rules, applies, argv=[
             *([config] if config else []), *train_arguments, *flags, f'--loss={loss}'])
-        for key in ('init_from', 'eval_windows', 'eval_only', 'patience'):
+        if arms[arm]['init_from'] in ('resume', 'auto'):
+            fail(f'--init_from={arms[arm]["init_from"]}: found no checkpoint file; omit it, or pass a file. compare.py '
+                 'resumes its runs by itself', status=2)
+        for key in ('eval_windows', 'eval_only', 'patience'):
             if arms[arm][key] != defaults[key]:
                 fail(f'{arm}: found {key}={arms[arm][key]} in a config file; compare.py sets {key} for every run; '
                      'omit it', status=2)
@@ -182,8 +187,8 @@ def measure_speeds(arms):
     speeds = read_json(FOLDER / 'speeds.json')
     if new := [arm for arm in arms if arm not in speeds]:
         reference = next((arm for arm in arms if arm in speeds), new[0])
-        measured = launcher.measure_speeds({arm: arms[arm] for arm in [reference, *new]}, FOLDER / 'runs', THREADS,
-                                           jobs)
+        probes = {arm: {**arms[arm], 'init_from': first_weights(arms[arm], first_seed)} for arm in [reference, *new]}
+        measured = launcher.measure_speeds(probes, FOLDER / 'runs', THREADS, jobs)
         scale = speeds.get(reference, measured[reference]) / measured[reference]
         speeds |= {arm: measured[arm] * scale for arm in new}
         write_text(FOLDER / 'speeds.json', json.dumps(speeds))
@@ -210,6 +215,11 @@ def run_folder(arm, seed):
     return FOLDER / 'runs' / f'{arm.replace(":", "_").replace("=", "_")}-{seed}'
 
 
+def first_weights(settings, seed):
+    """--init_from of a run that starts."""
+    return settings['init_from'].replace('{seed}', str(seed))
+
+
 def is_scored(arm, seed):
     path = run_folder(arm, seed) / f'{split}.json'
     return 'calibration_tokens' in read_json(path)  # older code calibrated otherwise
@@ -225,13 +235,14 @@ def train(arm, settings, seed):
         return False
     folder, iters = run_folder(arm, seed), settings['max_iters']
     results = [folder / 'val.json', folder / 'test.json']
-    resume = {'init_from': 'resume'} if (folder / 'ckpt.pt').exists() else {}
-    if resume and any(read_json(path).get('iteration') == iters for path in results):
+    resumes = (folder / 'ckpt.pt').exists()
+    if resumes and any(read_json(path).get('iteration') == iters for path in results):
         return True
     for path in results:  # of an earlier run
         path.unlink(missing_ok=True)
     status, last_line = launcher.run_training(settings, folder, threads=THREADS, seed=seed, out_dir=str(folder),
-                                              eval_interval=-(-iters // evaluations), **resume)
+                                              eval_interval=-(-iters // evaluations),
+                                              init_from='resume' if resumes else first_weights(settings, seed))
     if status == launcher.DIVERGED:
         (folder / 'diverged').write_text(last_line, encoding='utf-8')
         return False

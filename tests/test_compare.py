@@ -31,7 +31,8 @@ def compare(*flags, cwd):
     ('--losses=mse:mse_target', '--losses'), ('--losses=mse, mse', '--losses'),
     ('--losses=a=mse,a=cross_entropy', '--losses'), ('--losses=mse=cross_entropy,mse', '--losses'),
     ('--losses=a.b=mse', '--losses'), ('--losses==mse', '--losses'), ('--losses=a=b=mse', '--losses'),
-    ('--losses=mse:squentropy_weight=0.3', '--squentropy_weight'), ('--losses=mse,mse:dataset=x', 'dataset')])
+    ('--losses=mse:squentropy_weight=0.3', '--squentropy_weight'), ('--losses=mse,mse:dataset=x', 'dataset'),
+    ('--init_from=resume', '--init_from'), ('--losses=mse:init_from=auto', '--init_from')])
 def test_mistakes_answer_before_torch(tmp_path, flag, name):
     """One line with the name of the flag, status 2, and no import of torch."""
     (tmp_path / 'torch.py').write_text('raise SystemExit("torch was imported")')
@@ -88,6 +89,27 @@ def test_a_small_study(tiny_data, tmp_path):
         assert arrays['frequency'][:, 2 + i].sum() == pytest.approx(arrays['nats'][i].sum(), rel=1e-5)
     status, _, err = compare(*flags, '--losses=squentropy', cwd=tmp_path)
     assert status == 1 and '--losses' in err and err.count('\n') == 1
+
+
+@pytest.mark.slow
+def test_fine_tuning(tiny_data, tmp_path):
+    """With a learning rate of almost 0 a run has the nats of the model of its own seed that it started from, also when
+    the speed was measured first, and it is resumed without them."""
+    flags = [*SMALL, f'--dataset={tiny_data}', '--losses=cross_entropy', '--num_samples=0', '--seeds=2', '--jobs=2']
+    status, _, err = compare(*flags, cwd=tmp_path)
+    assert status == 0, err
+    flags += ['--init_from=results/s/runs/cross_entropy-{seed}/ckpt.pt', '--learning_rate=1e-9']
+    for name, budget in ('timed', 'seconds:1'), ('fine', 'iters:4'):
+        status, _, err = compare(*flags, f'--name={name}', f'--budget={budget}', cwd=tmp_path)
+        assert status == 0, err
+        base, fine = ([run['readouts']['softmax']['nats'] for run in results['runs']['cross_entropy'].values()]
+                      for results in (json.loads((tmp_path / f'results/{study}/results.json').read_text())
+                                      for study in ('s', name)))
+        assert fine == pytest.approx(base, abs=1e-5) and abs(base[0] - base[1]) > 1e-3
+    (tmp_path / 'results/fine/runs/cross_entropy-2/val.json').unlink()
+    (tmp_path / 'results/s').rename(tmp_path / 'results/gone')
+    status, _, err = compare(*flags, '--name=fine', cwd=tmp_path)
+    assert status == 0, err
 
 
 @pytest.mark.slow
