@@ -1,11 +1,12 @@
-"""Report a ladder: a compare.py study whose arms change the recipe one step at a time.
+"""Report a ladder: compare.py studies whose arms change the recipe one step at a time.
 
-    python dev/ladder.py ladder --rungs=stock,rate,shape,windows,muon,linear --beside=annealed,smoothing \
-        --labels="nanoGPT's recipe,learning rate tuned,dropout and layers tuned,..." --figure=docs/studies/ladder.png
+    python dev/ladder.py ladder ladder_tokens --titles="in equal time,with equal tokens" --figure=docs/studies/ladder.png \
+        --rungs=stock,rate,shape,windows,muon,schedule --beside=annealed,smoothing \
+        --labels="nanoGPT's recipe,learning rate tuned,dropout and layers tuned,..."
 
-The study is a name in docs/studies or a results.json of compare.py. Every rung is compared with the rung before it,
+A study is a name in docs/studies or a results.json of compare.py. Every rung is compared with the rung before it,
 every arm of --beside with the last rung, by a paired t-test over the seeds that both have, in the declared readout.
-The figure shows how many nats per token each arm gains over the first rung.
+The figure shows how many nats per token each arm gains over the first rung, with one panel for each study.
 """
 import argparse
 import json
@@ -62,52 +63,67 @@ def format_table(runs, rungs, beside, labels):
     return '\n'.join(lines)
 
 
-def draw(path, runs, rungs, beside, labels):
-    """Write a bar chart of the gains over the first rung, with 95 % intervals."""
+def draw(path, studies, rungs, beside, labels, titles):
+    """Write bar charts of the gains over the first rung, with 95 % intervals: one panel for each of the studies."""
     from nanoloss import plotting  # imports matplotlib
     arms = rungs[1:] + beside
-    figure, axis = plotting.plt.subplots(figsize=(plotting.WIDTH, 1.1 + 0.3 * len(arms)))
-    for y, arm in enumerate(arms):
-        t = paired_t(gains(runs, arm, rungs[0]))
-        half_width = t['interval'][1] - t['mean'] if t['interval'] else 0
-        axis.barh(y, t['mean'], xerr=half_width, height=0.7, color=plotting.COLORS[arm in beside], ecolor='black',
-                  capsize=3)
-        axis.annotate(f'{t["mean"]:+.3f}', (max(0, t['mean']) + half_width, y), xytext=(4, 0),
-                      textcoords='offset points', va='center')
-    axis.set_yticks(range(len(arms)), [labels[arm] for arm in arms])
-    axis.invert_yaxis()
-    axis.grid(axis='y', visible=False)
-    axis.margins(x=0.18)
-    axis.axvline(0, color='black', linewidth=1)
-    first = np.mean([run['nats'] for run in runs[rungs[0]].values()])
-    axis.set_xlabel(f'nats per token gained over {labels[rungs[0]]} ({first:.3f})')
+    figure, axes = plotting.plt.subplots(1, len(studies), figsize=(plotting.WIDTH, 1.1 + 0.3 * len(arms)), sharex=True,
+                                         sharey=True, squeeze=False)
+    for axis, title, runs in zip(axes[0], titles, studies, strict=True):
+        for y, arm in enumerate(arms):
+            t = paired_t(gains(runs, arm, rungs[0]))
+            half_width = t['interval'][1] - t['mean'] if t['interval'] else 0
+            axis.barh(y, t['mean'], xerr=half_width, height=0.7, color=plotting.COLORS[arm in beside], ecolor='black',
+                      capsize=3)
+            axis.annotate(f'{t["mean"]:+.3f}', (max(0, t['mean'] + half_width), y), xytext=(4, 0),
+                          textcoords='offset points', va='center')
+        axis.grid(axis='y', visible=False)
+        axis.margins(x=0.1 + 0.1 * len(studies))  # for the numbers
+        axis.axvline(0, color='black', linewidth=1)
+        first = np.mean([run['nats'] for run in runs[rungs[0]].values()])
+        axis.set_title(title)
+        axis.set_xlabel(f'nats per token gained over {labels[rungs[0]]} ({first:.3f})'
+                        if len(studies) == 1 else f'nats per token gained over {first:.3f}')
+    axes[0, 0].set_yticks(range(len(arms)), [labels[arm] for arm in arms])
+    axes[0, 0].invert_yaxis()
     plotting.save(figure, path)
+
+
+def split_names(flag, names, defaults):
+    """Return the list in a flag's value, or the defaults without one. Exits unless there is a name for each default."""
+    found = [name.strip() for name in names.split(',')] if names else defaults
+    if len(found) != len(defaults):
+        fail(f'--{flag}={names}: found {len(found)} names; pass {len(defaults)}, separated by commas', status=2)
+    return found
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('study', help='a name in docs/studies, or a results.json of compare.py')
-    parser.add_argument('--rungs', required=True, help='arms of the study, separated by commas, the baseline first')
+    parser.add_argument('studies', nargs='+', help='names in docs/studies, or results.json files of compare.py')
+    parser.add_argument('--rungs', required=True, help='arms of the studies, separated by commas, the baseline first')
     parser.add_argument('--beside', default='', help='arms to compare with the last rung')
     parser.add_argument('--labels', help='names for the arms in the output, rungs first, separated by commas')
     parser.add_argument('--figure', metavar='FILE', help='also draw the gains over the first rung')
+    parser.add_argument('--titles', help='names for the studies, separated by commas')
     args = parser.parse_args()
     rungs, beside = args.rungs.split(','), args.beside.split(',') if args.beside else []
     arms = rungs + beside
-    runs = read_study(args.study)
-    for arm in arms:
-        if not runs.get(arm):
-            fail(f'{args.study}: there is no run of {arm}; pass arms among {", ".join(runs)}', status=2)
-    names = [name.strip() for name in args.labels.split(',')] if args.labels else arms
-    if len(names) != len(arms):
-        fail(f'--labels={args.labels}: pass {len(arms)} labels, separated by commas', status=2)
-    for arm, base in steps(rungs, beside) + [(arm, rungs[0]) for arm in arms]:
-        if not gains(runs, arm, base):
-            fail(f'{args.study}: {arm} and {base} have no seed in common; train both with the same seeds')
-    labels = dict(zip(arms, names))
-    print(format_table(runs, rungs, beside, labels))
+    labels = dict(zip(arms, split_names('labels', args.labels, arms)))
+    titles = split_names('titles', args.titles, args.studies)
+    studies = [read_study(name) for name in args.studies]
+    for name, runs in zip(args.studies, studies):
+        for arm in arms:
+            if not runs.get(arm):
+                fail(f'{name}: there is no run of {arm}; pass arms among {", ".join(runs)}', status=2)
+        for arm, base in steps(rungs, beside) + [(arm, rungs[0]) for arm in arms]:
+            if not gains(runs, arm, base):
+                fail(f'{name}: {arm} and {base} have no seed in common; train both with the same seeds')
+    for title, runs in zip(titles, studies):
+        if len(studies) > 1:
+            print(f'\n{title}\n')
+        print(format_table(runs, rungs, beside, labels))
     if args.figure:
-        draw(args.figure, runs, rungs, beside, labels)
+        draw(args.figure, studies, rungs, beside, labels, titles)
 
 
 if __name__ == '__main__':

@@ -26,10 +26,12 @@ def study(tmp_path):
 def test_steps_match_scipy(study, tmp_path):
     """Rungs are compared with the rung before, other arms with the last rung, as scipy's paired t-test does."""
     path, nats = study
-    status, out, err = run(ROOT / 'dev/ladder.py', path, '--rungs=stock,tuned,muon', '--beside=smoothing',
+    status, out, err = run(ROOT / 'dev/ladder.py', path, path, '--titles=first,second', '--rungs=stock,tuned,muon', '--beside=smoothing',
                            '--labels=one,two,three,four', f'--figure={tmp_path}/figure.png')
     assert status == 0 and (tmp_path / 'figure.png').stat().st_size > 5_000, err
-    rows = dict(zip(ARMS, out.splitlines()[2:], strict=True))
+    first, second = out.split('\nsecond\n\n')
+    assert first.strip() == f'first\n\n{second}'.strip()
+    rows = dict(zip(ARMS, second.splitlines()[2:], strict=True))
     for arm, base in (('tuned', 'stock'), ('muon', 'tuned'), ('smoothing', 'muon')):
         pairs = np.array([(nats[base][seed], nats[arm][seed]) for seed in nats[arm] if seed in nats[base]])
         test = stats.ttest_rel(*pairs.T)
@@ -41,8 +43,9 @@ def test_steps_match_scipy(study, tmp_path):
         assert row.startswith(f'| {name} | {values.mean():.4f} ({values.std(ddof=1):.4f}) |')
 
 
-@pytest.mark.parametrize('flags', [['--rungs=stock,none'], ['--rungs=stock,tuned', '--labels=one']])
+@pytest.mark.parametrize('flags', [['--rungs=stock,none'], ['--rungs=stock,tuned', '--labels=one'],
+                                   ['--rungs=stock,tuned', '--titles=a,b']])
 def test_mistakes(study, flags):
-    """Unknown arms and a wrong number of labels are refused in one line."""
+    """Unknown arms and a wrong number of labels or titles are refused in one line."""
     status, out, err = run(ROOT / 'dev/ladder.py', study[0], *flags)
     assert status == 2 and err.count('\n') == 1 and not out
