@@ -1,8 +1,8 @@
 """Report a ladder: compare.py studies whose arms change the recipe one step at a time.
 
-    python dev/ladder.py ladder ladder_tokens --titles="in equal time,with equal tokens" --figure=docs/studies/ladder.png \
+    python dev/ladder.py ladder ladder_tokens --titles="in equal time,with equal tokens" \
         --rungs=stock,rate,shape,windows,muon,schedule --beside=annealed,smoothing \
-        --labels="nanoGPT's recipe,learning rate tuned,dropout and layers tuned,..."
+        --labels="nanoGPT's recipe,learning rate tuned,dropout and layers tuned,..." --figure=docs/studies/ladder.png
 
 A study is a name in docs/studies or a results.json of compare.py. Every rung is compared with the rung before it,
 every arm of --beside with the last rung, by a paired t-test over the seeds that both have, in the declared readout.
@@ -81,9 +81,11 @@ def draw(path, studies, rungs, beside, labels, titles):
         axis.margins(x=0.1 + 0.1 * len(studies))  # for the numbers
         axis.axvline(0, color='black', linewidth=1)
         first = np.mean([run['nats'] for run in runs[rungs[0]].values()])
-        axis.set_title(title)
-        axis.set_xlabel(f'nats per token gained over {labels[rungs[0]]} ({first:.3f})'
-                        if len(studies) == 1 else f'nats per token gained over {first:.3f}')
+        if len(studies) == 1:
+            axis.set_xlabel(f'nats per token gained over {labels[rungs[0]]} ({first:.3f})')
+        else:
+            axis.set_title(title)
+            axis.set_xlabel(f'nats per token gained over {first:.3f}')
     axes[0, 0].set_yticks(range(len(arms)), [labels[arm] for arm in arms])
     axes[0, 0].invert_yaxis()
     plotting.save(figure, path)

@@ -26,8 +26,8 @@ def study(tmp_path):
 def test_steps_match_scipy(study, tmp_path):
     """Rungs are compared with the rung before, other arms with the last rung, as scipy's paired t-test does."""
     path, nats = study
-    status, out, err = run(ROOT / 'dev/ladder.py', path, path, '--titles=first,second', '--rungs=stock,tuned,muon', '--beside=smoothing',
-                           '--labels=one,two,three,four', f'--figure={tmp_path}/figure.png')
+    status, out, err = run(ROOT / 'dev/ladder.py', path, path, '--titles=first,second', '--rungs=stock,tuned,muon',
+                           '--beside=smoothing', '--labels=one,two,three,four', f'--figure={tmp_path}/figure.png')
     assert status == 0 and (tmp_path / 'figure.png').stat().st_size > 5_000, err
     first, second = out.split('\nsecond\n\n')
     assert first.strip() == f'first\n\n{second}'.strip()
