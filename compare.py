@@ -91,7 +91,7 @@ FIXED = 'out_dir', 'seed', 'loss', 'eval_interval', 'eval_windows', 'eval_only',
 def read_arms():
     """Return {arm: settings of train.py}. Exits with status 2 on a mistake."""
     defaults, rules, applies = launcher.train_settings()
-    arms = {}
+    arms, explicit = {}, {}  # explicit: {arm: names of the settings on the command line}
     for entry in map(str.strip, losses.split(',')):
         head, *assignments = entry.split(':')
         short_name, equals, loss = head.rpartition('=')
@@ -115,8 +115,9 @@ def read_arms():
         arms[arm] = configure({**defaults, '__file__': str(launcher.TRAIN)}, rules, applies, argv=[
             *([config] if config else []), *train_arguments, *flags, f'--loss={loss}'])
         if arms[arm]['init_from'] in ('resume', 'auto'):
-            fail(f'--init_from={arms[arm]["init_from"]}: found no checkpoint file; omit it, or pass a file. compare.py '
-                 'resumes its runs by itself', status=2)
+            fail(f'--init_from={arms[arm]["init_from"]}: compare.py resumes its runs by itself; omit it, or pass a '
+                 'checkpoint file', status=2)
+        explicit[arm] = {flag.removeprefix('--').partition('=')[0] for flag in train_arguments + flags}
         for key in ('eval_windows', 'eval_only', 'patience'):
             if arms[arm][key] != defaults[key]:
                 fail(f'{arm}: found {key}={arms[arm][key]} in a config file; compare.py sets {key} for every run; '
@@ -125,10 +126,28 @@ def read_arms():
         if len({settings[key] for settings in arms.values()}) > 1:
             fail(f'--losses={losses}: found different values of {key}; compare losses on the same tokens', status=2)
     first = next(iter(arms.values()))
-    for settings in arms.values():
+    for arm, settings in arms.items():
         check_loss(settings['loss'])
         settings['eval_windows'] = first['eval_iters'] * first['batch_size']  # the same ones for every batch size
+        if settings['init_from'] != 'scratch':
+            use_weights(arm, settings, explicit[arm])
     return arms
+
+
+def use_weights(arm, settings, explicit):
+    """Set the model's shape in the settings of an arm to that of the weights it starts from.
+
+    Exits if the weights of a run cannot be read, do not fit the data, or have another shape than the `explicit` settings.
+    """
+    from nanoloss import checkpoint, dataloader  # imports torch
+    folders = {seed: run_folder(arm, seed) for seed in range(first_seed, first_seed + seeds)}
+    paths = [folder / 'ckpt.pt' if (folder / 'ckpt.pt').exists() else first_weights(settings, seed)
+             for seed, folder in folders.items()]
+    with fail_on(OSError, ValueError):
+        data = dataloader.open_dataset(settings['dataset'], settings['block_size'], settings['vocab_size'],
+                                       settings['train_tokens'])
+        for path in dict.fromkeys(paths):
+            checkpoint.init_model(checkpoint.load_checkpoint(path), False, settings, explicit, data)
 
 
 def check_loss(loss):
@@ -212,11 +231,11 @@ def write_text(path, text):
 # a run ------------------------------------------------------------------------
 
 def run_folder(arm, seed):
-    return FOLDER / 'runs' / f'{arm.replace(":", "_").replace("=", "_")}-{seed}'
+    return FOLDER / 'runs' / f'{re.sub("[:=/]", "_", arm)}-{seed}'
 
 
 def first_weights(settings, seed):
-    """--init_from of a run that starts."""
+    """Return --init_from of a run that starts."""
     return settings['init_from'].replace('{seed}', str(seed))
 
 

@@ -12,8 +12,9 @@ from test_study_report import made_up_run
 from nanoloss.matmul import HAS_ONEDNN
 from nanoloss.study_report import READOUTS
 
-SMALL = ['--n_layer=1', '--n_embd=16', '--n_head=2', '--block_size=32', '--eval_iters=1', '--batch_size=2',
-         '--evaluations=2', '--budget=iters:4', '--bootstrap=99', '--num_samples=1', '--each=', '--name=s']
+SHAPE = ['--n_layer=1', '--n_embd=16', '--n_head=2']
+SMALL = [*SHAPE, '--block_size=32', '--eval_iters=1', '--batch_size=2', '--evaluations=2', '--budget=iters:4',
+         '--bootstrap=99', '--num_samples=1', '--each=', '--name=s']
 
 
 def matmul_of(folder):
@@ -93,11 +94,17 @@ def test_a_small_study(tiny_data, tmp_path):
 
 @pytest.mark.slow
 def test_fine_tuning(tiny_data, tmp_path):
-    """With a learning rate of almost 0 a run has the nats of the model of its own seed that it started from, also when
-    the speed was measured first, and it is resumed without them."""
+    """With a learning rate of almost 0 a run has the nats of its seed's model that it started from, also when the speed
+    was measured first. The weights decide the shape, mistakes leave no study behind, and a study is resumed without the
+    weights."""
     flags = [*SMALL, f'--dataset={tiny_data}', '--losses=cross_entropy', '--num_samples=0', '--seeds=2', '--jobs=2']
     status, _, err = compare(*flags, cwd=tmp_path)
     assert status == 0, err
+    flags = [flag for flag in flags if flag not in SHAPE]
+    for wrong, name in ('--init_from={sead}.pt', '{sead}.pt'), ('--n_layer=2', 'n_layer'):
+        status, _, err = compare(*flags, '--name=fine', '--init_from=results/s/runs/cross_entropy-{seed}/ckpt.pt', wrong,
+                                 cwd=tmp_path)
+        assert status == 1 and name in err and err.count('\n') == 1 and not (tmp_path / 'results/fine').exists(), err
     flags += ['--init_from=results/s/runs/cross_entropy-{seed}/ckpt.pt', '--learning_rate=1e-9']
     for name, budget in ('timed', 'seconds:1'), ('fine', 'iters:4'):
         status, _, err = compare(*flags, f'--name={name}', f'--budget={budget}', cwd=tmp_path)
@@ -106,6 +113,8 @@ def test_fine_tuning(tiny_data, tmp_path):
                       for results in (json.loads((tmp_path / f'results/{study}/results.json').read_text())
                                       for study in ('s', name)))
         assert fine == pytest.approx(base, abs=1e-5) and abs(base[0] - base[1]) > 1e-3
+    settings = json.loads((tmp_path / 'results/fine/plan.json').read_text())['settings']['cross_entropy']
+    assert {f'--{name}={settings[name]}' for name in ('n_layer', 'n_embd', 'n_head')} == set(SHAPE)
     (tmp_path / 'results/fine/runs/cross_entropy-2/val.json').unlink()
     (tmp_path / 'results/s').rename(tmp_path / 'results/gone')
     status, _, err = compare(*flags, '--name=fine', cwd=tmp_path)
