@@ -137,7 +137,8 @@ def read_arms():
 def use_weights(arm, settings, explicit):
     """Set the model's shape in the settings of an arm to that of the weights it starts from.
 
-    Exits if the weights of a run cannot be read, do not fit the data, or have another shape than the `explicit` settings.
+    Exits if the weights of a run cannot be read, do not fit the data, or have another shape than settings named in
+    `explicit`.
     """
     from nanoloss import checkpoint, dataloader  # imports torch
     folders = {seed: run_folder(arm, seed) for seed in range(first_seed, first_seed + seeds)}
