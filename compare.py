@@ -79,6 +79,7 @@ import numpy as np
 from nanoloss import launcher, study_report
 from nanoloss.metrics_log import read_metrics
 from nanoloss.paths import ROOT
+from nanoloss.study_plan import merge_plan, read_json, write_text
 
 FOLDER = Path('results') / name
 SUFFIX = '-test' if split == 'test' else ''  # of the report's files, which do not replace those of val.bin
@@ -215,20 +216,6 @@ def measure_speeds(arms):
     return speeds
 
 
-def read_json(path):
-    try:
-        return json.loads(path.read_text()) if path.exists() else {}
-    except ValueError:
-        fail(f'{path}: invalid JSON; delete it, or pass another --name')
-
-
-def write_text(path, text):
-    """Write a file atomically."""
-    partial = path.with_name(path.name + '.partial')
-    partial.write_text(text, encoding='utf-8', errors='replace')  # surrogates of a path that is not UTF-8
-    os.replace(partial, path)
-
-
 # a run ------------------------------------------------------------------------
 
 def run_folder(arm, seed):
@@ -363,29 +350,6 @@ def report(plan, data, blocks):
 
 # the study --------------------------------------------------------------------
 
-def merge_plan(plan):
-    """Merge a plan with plan.json and store it. Exits if the two are different studies."""
-    if stored := read_json(FOLDER / 'plan.json'):
-        old, new = fixed_parts(stored), fixed_parts(plan)
-        changes = [f'{key} {old[key]} -> {value}' for key, value in new.items() if old.get(key, value) != value]
-        if changes:
-            fail(f'--name={name} is a different study: {", ".join(changes[:5])}; pass another --name')
-        plan = {**plan, 'settings': stored['settings'] | plan['settings'], 'data': stored['data'] | plan['data'],
-                'seeds': sorted({*stored['seeds'], *plan['seeds']})}
-    write_text(FOLDER / 'plan.json', json.dumps(plan, indent=1))
-    return plan
-
-
-def fixed_parts(plan):
-    """Return what must not change while a study grows: {name: value}."""
-    defaults, _, _ = launcher.train_settings()
-    parts = {**plan['declared'], 'first of --losses': next(iter(plan['settings'])),
-             **{f'{part}.bin': fingerprint for part, fingerprint in plan['data'].items()}}
-    for arm, settings in plan['settings'].items():
-        parts |= {f'{arm}: {key}': value for key, value in {**defaults, **settings}.items()}
-    return parts
-
-
 def choose_matmul(arms, vocab_size):
     """Return the --matmul of all runs: that of the stored plan, or of a run if earlier code wrote the plan.
 
@@ -435,7 +399,7 @@ def main():
         arms = {arm: {**settings, 'max_iters': iters[arm]} for arm, settings in arms.items()}
     if blocks:
         log_line(f'{data}; no tokenizer: scored in blocks of {first["block_size"]} tokens, no stories.md')
-    plan = merge_plan({
+    plan = merge_plan(FOLDER / 'plan.json', {
         'declared': {'readout': readout, 'margin': margin, 'evaluations': evaluations,
                      **({'block_size': first['block_size']} if blocks else {})},
         'settings': {arm: {key: value for key, value in settings.items() if key == 'loss' or key not in FIXED}

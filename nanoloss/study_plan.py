@@ -1,0 +1,52 @@
+"""The plan of a compare.py study: plan.json holds what was declared. A study may grow, but not change."""
+import json
+import os
+
+from configurator import fail
+from nanoloss import launcher
+
+
+def read_json(path):
+    """Return the content of a JSON file, {} if there is none. Exits if it is not valid JSON."""
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError:
+        fail(f'{path}: invalid JSON; delete it, or pass another --name')
+
+
+def write_text(path, text):
+    """Write a file atomically."""
+    partial = path.with_name(path.name + '.partial')
+    partial.write_text(text, encoding='utf-8', errors='replace')  # surrogates of a path that is not UTF-8
+    os.replace(partial, path)
+
+
+def merge_plan(path, plan):
+    """Merge a plan with that of earlier calls in plan.json, write it and return it.
+
+    Arms, seeds and splits of the data are added. Exits if anything else differs, so that it is a different study.
+
+    Args:
+        path: of plan.json.
+        plan: {'declared': {name: value}, 'settings': {arm: settings of train.py}, 'seeds': [...],
+            'data': {split: fingerprint}, 'matmul': name}; the first arm is the baseline.
+    """
+    if stored := read_json(path):
+        old, new = fixed_parts(stored), fixed_parts(plan)
+        changes = [f'{key} {old[key]} -> {value}' for key, value in new.items() if old.get(key, value) != value]
+        if changes:
+            fail(f'--name={path.parent.name} is a different study: {", ".join(changes[:5])}; pass another --name')
+        plan = {**plan, 'settings': stored['settings'] | plan['settings'], 'data': stored['data'] | plan['data'],
+                'seeds': sorted({*stored['seeds'], *plan['seeds']})}
+    write_text(path, json.dumps(plan, indent=1))
+    return plan
+
+
+def fixed_parts(plan):
+    """Return what must not change while a study grows: {name: value}."""
+    defaults, _, _ = launcher.train_settings()
+    parts = {**plan['declared'], 'first of --losses': next(iter(plan['settings'])),
+             **{f'{part}.bin': fingerprint for part, fingerprint in plan['data'].items()}}
+    for arm, settings in plan['settings'].items():
+        parts |= {f'{arm}: {key}': value for key, value in {**defaults, **settings}.items()}
+    return parts
