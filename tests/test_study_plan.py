@@ -35,7 +35,8 @@ def test_a_study_grows(tmp_path):
 @pytest.mark.parametrize('keys, value, name', [
     (('declared', 'readout'), 'softmax', 'readout'), (('data', 'train'), 'f2', 'train.bin'),
     (('settings', 'other', 'max_iters'), 20, 'other: max_iters'),
-    (('settings', 'base', 'dropout'), 0.1, 'base: dropout'), (('settings',), {'other': PLAN['settings']['other']}, 'other')])
+    (('settings', 'base', 'dropout'), 0.1, 'base: dropout'),
+    (('settings',), {'other': PLAN['settings']['other']}, 'other')])
 def test_another_study_is_refused(tmp_path, capsys, keys, value, name):
     """Another readout, data, setting or baseline is refused in one line, and the stored plan stays."""
     path = tmp_path / 'plan.json'
