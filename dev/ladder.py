@@ -78,7 +78,7 @@ def draw(path, studies, rungs, beside, labels, titles):
             axis.annotate(f'{t["mean"]:+.3f}', (max(0, t['mean'] + half_width), y), xytext=(4, 0),
                           textcoords='offset points', va='center')
         axis.grid(axis='y', visible=False)
-        axis.margins(x=0.1 + 0.1 * len(studies))  # for the numbers
+        axis.margins(x=0.15 * (1 + len(studies)))  # room for the numbers
         axis.axvline(0, color='black', linewidth=1)
         first = np.mean([run['nats'] for run in runs[rungs[0]].values()])
         if len(studies) == 1:
