@@ -138,7 +138,7 @@ def test_every_flag_in_prose_is_a_setting():
     others = {'help', 'key', 'index-url',  # of every script, of the syntax, of pip
               'standalone', 'nproc_per_node', 'nnodes', 'rdzv_backend', 'rdzv_id', 'rdzv_endpoint', 'max-restarts',
               'nodes', 'ntasks-per-node', 'gpus-per-node', 'signal',  # of torchrun and srun
-              'figure', 'labels', 'study_labels', 'rungs', 'beside', 'titles', 'data', 'page', 'repo'}  # of dev/, argparse
+              'figure', 'labels', 'study_labels', 'rungs', 'beside', 'titles', 'data', 'page', 'repo'}  # of dev/
     for page in [ROOT / 'README.md', *ROOT.glob('docs/*.md')]:
         named = set(re.findall(r'(?<![-\w])--([a-zA-Z][\w-]*)', page.read_text(encoding='utf-8')))
         assert named <= known | others, (page.name, named - known - others)
