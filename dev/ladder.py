@@ -64,30 +64,35 @@ def format_table(runs, rungs, beside, labels):
 
 
 def draw(path, studies, rungs, beside, labels, titles):
-    """Write bar charts of the gains over the first rung, with 95 % intervals: one panel for each of the studies."""
+    """Write bar charts of the gains over the first rung, with 95 % intervals: one panel for each of the studies.
+
+    A dashed line marks the last rung, with which the arms of `beside` are compared.
+    """
     from nanoloss import plotting  # imports matplotlib
     arms = rungs[1:] + beside
-    figure, axes = plotting.plt.subplots(1, len(studies), figsize=(plotting.WIDTH, 1.1 + 0.3 * len(arms)), sharex=True,
+    figure, axes = plotting.plt.subplots(1, len(studies), figsize=(plotting.WIDTH, 1.4 + 0.3 * len(arms)), sharex=True,
                                          sharey=True, squeeze=False)
     for axis, title, runs in zip(axes[0], titles, studies, strict=True):
         for y, arm in enumerate(arms):
             t = paired_t(gains(runs, arm, rungs[0]))
             half_width = t['interval'][1] - t['mean'] if t['interval'] else 0
             axis.barh(y, t['mean'], xerr=half_width, height=0.7, color=plotting.COLORS[arm in beside], ecolor='black',
-                      capsize=3)
+                      capsize=3, label='the last recipe, another loss' if arm in beside else 'cross-entropy')
+            if beside and arm == rungs[-1]:
+                axis.axvline(t['mean'], color=plotting.GRAY, linestyle='--', linewidth=1)
             axis.annotate(f'{t["mean"]:+.3f}', (max(0, t['mean'] + half_width), y), xytext=(4, 0),
                           textcoords='offset points', va='center')
         axis.grid(axis='y', visible=False)
         axis.margins(x=0.15 * (1 + len(studies)))  # room for the numbers
         axis.axvline(0, color='black', linewidth=1)
         first = np.mean([run['nats'] for run in runs[rungs[0]].values()])
-        if len(studies) == 1:
-            axis.set_xlabel(f'nats per token gained over {labels[rungs[0]]} ({first:.3f})')
-        else:
-            axis.set_title(title)
-            axis.set_xlabel(f'nats per token gained over {first:.3f}')
+        axis.set_title(title if len(studies) > 1 else '')
+        axis.set_xlabel(f'gain over {first:.3f} nats per token')
     axes[0, 0].set_yticks(range(len(arms)), [labels[arm] for arm in arms])
     axes[0, 0].invert_yaxis()
+    figure.suptitle(f'nats per token gained over {labels[rungs[0]]}, higher is better')
+    if beside:
+        plotting.legend_below(figure, axes[0, 0])
     plotting.save(figure, path)
 
 
