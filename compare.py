@@ -13,7 +13,7 @@ of the losses does not take is refused. Settings after a loss override both. Dif
 with confidence intervals over seeds.
 
 With --init_from=FILE, a setting of train.py, all runs start from those weights. {seed} in it stands for the seed, as in
---init_from=results/base/runs/cross_entropy-{seed}/ckpt.pt, so each seed can fine-tune a model of its own.
+--init_from=results/base/runs/cross_entropy-{seed}/ckpt.pt, so that each seed fine-tunes another model.
 
 Data without a tokenizer has no stories: it is scored in consecutive blocks of block_size tokens.
 
