@@ -142,9 +142,8 @@ def use_weights(arm, settings, explicit):
     `explicit`.
     """
     from nanoloss import checkpoint, dataloader  # imports torch
-    folders = {seed: run_folder(arm, seed) for seed in range(first_seed, first_seed + seeds)}
-    paths = [folder / 'ckpt.pt' if (folder / 'ckpt.pt').exists() else first_weights(settings, seed)
-             for seed, folder in folders.items()]
+    paths = [saved if (saved := run_folder(arm, seed) / 'ckpt.pt').exists() else first_weights(settings, seed)
+             for seed in range(first_seed, first_seed + seeds)]
     with fail_on(OSError, ValueError):
         data = dataloader.open_dataset(settings['dataset'], settings['block_size'], settings['vocab_size'],
                                        settings['train_tokens'])

@@ -1,4 +1,4 @@
-"""The plan of a compare.py study: plan.json holds what was declared. A study may grow, but not change."""
+"""Files of a compare.py study, and its plan: plan.json holds what was declared, which may grow but not change."""
 import json
 import os
 
