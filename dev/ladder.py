@@ -9,7 +9,6 @@ every arm of --beside with the last rung, by a paired t-test over the seeds that
 The figure shows how many nats per token each arm gains over the first rung, with one panel for each study.
 """
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -17,21 +16,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from configurator import fail
-from nanoloss.paths import ROOT
 from nanoloss.statistics import paired_t
-from nanoloss.study_report import format_interval
-
-
-def read_study(name):
-    """Return {arm: {seed: figures of the declared readout}} of a study. Exits if there is no such study."""
-    paths = [ROOT / f'docs/studies/{name}.json', Path(name)]
-    path = next((path for path in paths if path.is_file()), None)
-    if not path:
-        fail(f'{name}: no such study; pass a name in docs/studies or a results.json of compare.py', status=2)
-    results = json.loads(path.read_text())
-    readout = results['plan']['declared']['readout']
-    return {arm: {seed: result['readouts'][readout] for seed, result in runs.items()}
-            for arm, runs in results['runs'].items()}
+from nanoloss.study_plan import read_study
+from nanoloss.study_report import format_interval, split_labels
 
 
 def steps(rungs, beside):
@@ -96,14 +83,6 @@ def draw(path, studies, rungs, beside, labels, titles):
     plotting.save(figure, path)
 
 
-def split_names(flag, names, defaults):
-    """Return the list in a flag's value, or the defaults without one. Exits unless there is a name for each default."""
-    found = [name.strip() for name in names.split(',')] if names else defaults
-    if len(found) != len(defaults):
-        fail(f'--{flag}={names}: found {len(found)} names; pass {len(defaults)}, separated by commas', status=2)
-    return found
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('studies', nargs='+', help='names in docs/studies, or results.json files of compare.py')
@@ -115,9 +94,11 @@ def main():
     args = parser.parse_args()
     rungs, beside = args.rungs.split(','), args.beside.split(',') if args.beside else []
     arms = rungs + beside
-    labels = dict(zip(arms, split_names('labels', args.labels, arms)))
-    titles = split_names('titles', args.titles, args.studies)
-    studies = [read_study(name) for name in args.studies]
+    labels = dict(zip(arms, split_labels('labels', args.labels, arms)))
+    titles = split_labels('titles', args.titles, args.studies)
+    studies = []
+    for readout, runs in map(read_study, args.studies):
+        studies.append({arm: {seed: readouts[readout] for seed, readouts in runs[arm].items()} for arm in runs})
     for name, runs in zip(args.studies, studies):
         for arm in arms:
             if not runs.get(arm):

@@ -10,7 +10,6 @@ printed too. For several studies, the mean of each study is printed, and the mea
 variance within studies.
 """
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -19,25 +18,20 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from configurator import fail
-from nanoloss.paths import ROOT
 from nanoloss.statistics import paired_t, sign_flip
-from nanoloss.study_report import CALIBRATED_MEASURES, MEASURES, format_interval
-
-STUDIES = ROOT / 'docs/studies'
+from nanoloss.study_plan import read_study
+from nanoloss.study_report import CALIBRATED_MEASURES, MEASURES, format_interval, split_labels
 
 
 def read_studies(names):
     """Return {arm: {(study, seed): readouts}} and the declared readout. Exits if the studies cannot be pooled."""
-    known = [path.stem for path in sorted(STUDIES.glob('*.json')) if '"declared"' in path.read_text()]
     runs, declared, seeds = {}, set(), []
     for name in names:
-        if name not in known and not Path(name).is_file():
-            fail(f'{name}: no such study; pass a results.json of compare.py or one of {", ".join(known)}', status=2)
-        results = json.loads((STUDIES / f'{name}.json' if name in known else Path(name)).read_text())
-        declared.add(results['plan']['declared']['readout'])
-        seeds += {seed for arm_runs in results['runs'].values() for seed in arm_runs}
-        for arm, arm_runs in results['runs'].items():
-            runs.setdefault(arm, {}).update({(name, seed): result['readouts'] for seed, result in arm_runs.items()})
+        readout, arms = read_study(name)
+        declared.add(readout)
+        seeds += {seed for arm_runs in arms.values() for seed in arm_runs}
+        for arm, arm_runs in arms.items():
+            runs.setdefault(arm, {}).update({(name, seed): readouts for seed, readouts in arm_runs.items()})
     if len(declared) > 1:
         fail(f'the studies declare different readouts: {", ".join(sorted(declared))}; pool those with the same one')
     if len(seeds) > len(set(seeds)):
@@ -122,15 +116,6 @@ def print_pair(runs, arm, base, readout, available, show_studies):
                              show_studies)
 
 
-def relabel(runs, labels):
-    """Replace the names of the losses in {arm: runs} by labels separated by commas."""
-    names = [label.strip() for label in labels.split(',')]
-    if len(names) != len(runs) or len(set(names)) < len(names) or not all(names):
-        fail(f'--labels={labels}: pass {len(runs)} different labels, separated by commas, for {", ".join(runs)}',
-             status=2)
-    return dict(zip(names, runs.values(), strict=True))
-
-
 def draw(path, runs, readout, studies, names):
     """Write a figure of the differences to the first arm: a marker for each seed, a color for each study.
 
@@ -172,12 +157,9 @@ def main():
                                          'commas')
     parser.add_argument('--study_labels', help='names for the studies in the legend, separated by commas')
     args = parser.parse_args()
-    names = args.study_labels.split(',') if args.study_labels else [short_name(study) for study in args.studies]
-    if len(names) != len(args.studies):
-        fail(f'--study_labels={args.study_labels}: pass {len(args.studies)} labels, separated by commas', status=2)
+    names = split_labels('study_labels', args.study_labels, [short_name(study) for study in args.studies])
     runs, readout = read_studies(args.studies)
-    if args.labels:
-        runs = relabel(runs, args.labels)
+    runs = dict(zip(split_labels('labels', args.labels, list(runs)), runs.values(), strict=True))
     # readouts of every run: calibration takes hours for a large vocabulary, so runs may lack it
     available = set.intersection(*(set(run) for arm_runs in runs.values() for run in arm_runs.values()))
     print_means(runs, [name for name in dict.fromkeys([readout, 'calibrated']) if name in available])

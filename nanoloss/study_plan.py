@@ -1,9 +1,13 @@
 """Files of a compare.py study, and its plan: plan.json holds what was declared, which may grow but not change."""
 import json
 import os
+from pathlib import Path
 
 from configurator import fail
 from nanoloss import launcher
+from nanoloss.paths import ROOT
+
+STUDIES = ROOT / 'docs/studies'
 
 
 def read_json(path):
@@ -12,6 +16,29 @@ def read_json(path):
         return json.loads(path.read_text()) if path.exists() else {}
     except ValueError:
         fail(f'{path}: invalid JSON; delete it, or pass another --name')
+
+
+def read_study(name):
+    """Return the declared readout and the runs of a study, {arm: {seed: {readout: figures}}}.
+
+    Args:
+        name: of a study in docs/studies, or the path of a results.json. Exits if there is no such study.
+    """
+    path = next((path for path in (STUDIES / f'{name}.json', Path(name)) if path.is_file()), None)
+    if not path:
+        fail(f'{name}: no such study; pass a results.json of compare.py or one of {", ".join(known_studies())}',
+             status=2)
+    results = read_json(path)
+    if 'runs' not in results or 'plan' not in results:
+        fail(f'{path}: not written by compare.py; pass a results.json or one of {", ".join(known_studies())}',
+             status=2)
+    return results['plan']['declared']['readout'], {
+        arm: {seed: result['readouts'] for seed, result in runs.items()} for arm, runs in results['runs'].items()}
+
+
+def known_studies():
+    """Return the names of the studies in docs/studies that declare a readout."""
+    return [path.stem for path in sorted(STUDIES.glob('*.json')) if '"declared"' in path.read_text()]
 
 
 def write_text(path, text):

@@ -13,6 +13,7 @@ import time
 
 import numpy as np
 
+from configurator import fail
 from nanoloss import launcher, statistics
 
 READOUTS = ('softmax', 'link', 'calibrated')  # those of nanoloss.scoring, which imports torch
@@ -192,6 +193,17 @@ def mean_and_deviation(values):
 
 def format_interval(interval):
     return '' if interval is None else f'[{interval[0]:+.4f}, {interval[1]:+.4f}]'
+
+
+def split_labels(flag, text, names):
+    """Return the labels in `text`, separated by commas, or the names if it is empty. Exits unless they are valid."""
+    if not text:
+        return names
+    labels = [label.strip() for label in text.split(',')]
+    if len(labels) != len(names) or len(set(labels)) < len(labels) or not all(labels):
+        fail(f'--{flag}={text}: pass {len(names)} different labels, separated by commas, for {", ".join(names)}',
+             status=2)
+    return labels
 
 
 # the figures ------------------------------------------------------------------

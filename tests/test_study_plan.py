@@ -5,7 +5,7 @@ import json
 import pytest
 
 from nanoloss import launcher
-from nanoloss.study_plan import merge_plan, read_json
+from nanoloss.study_plan import STUDIES, known_studies, merge_plan, read_json, read_study
 
 PLAN = {'declared': {'readout': 'link', 'margin': 0.005}, 'matmul': 'torch', 'seeds': [3, 4], 'data': {'train': 'f1'},
         'settings': {'base': {'loss': 'mse', 'max_iters': 10}, 'other': {'loss': 'cross_entropy', 'max_iters': 10}}}
@@ -64,3 +64,23 @@ def test_damaged_json(tmp_path, capsys):
         read_json(path)
     error = capsys.readouterr().err
     assert str(path) in error and error.count('\n') == 1
+
+
+def test_kept_studies():
+    """Every study in docs/studies with a declared readout can be read, by name and by path, and has that readout."""
+    assert len(known_studies()) > 5
+    for name in known_studies():
+        readout, runs = read_study(name)
+        assert (readout, runs) == read_study(f'{STUDIES}/{name}.json')
+        assert all(readout in readouts for arm_runs in runs.values() for readouts in arm_runs.values())
+
+
+@pytest.mark.parametrize('content', [None, '{', '{"runs": {}}'])
+def test_a_file_that_is_no_study_is_refused(tmp_path, capsys, content):
+    """A missing file, invalid JSON and JSON of something else get one line."""
+    path = tmp_path / 'results.json'
+    if content:
+        path.write_text(content)
+    with pytest.raises(SystemExit):
+        read_study(str(path))
+    assert str(path) in capsys.readouterr().err
