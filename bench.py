@@ -15,7 +15,7 @@ threads = 0             # threads per process; 0 = all cores
 only = ''               # measure only the rows whose name contains this text
 device = 'auto'         # auto | cpu | cuda
 dtype = 'auto'          # auto | float32 | bfloat16
-matmul = 'auto'         # on a CPU, library of float32 products of our cases: auto (the faster one) | torch | onednn
+matmul = 'auto'         # on a CPU, library for float32 matmul of our cases: auto (the faster one) | torch | onednn
 compile = 'auto'        # auto (on CUDA) | True | False: use torch.compile for both cases of a row
 json = False            # print one JSON object instead of the table
 task = sys.argv[1] if len(sys.argv) > 1 and not sys.argv[1].startswith('-') else ''

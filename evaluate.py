@@ -20,7 +20,7 @@ stride = 0                  # tokens by which the window slides in stories longe
                             # 0 = half of block_size
 batch_size = 16             # windows per batch; affects only speed, and the size of the random batches
 device = 'auto'             # auto | cpu | cuda | cuda:1 | mps
-matmul = 'auto'             # on a CPU, library of float32 products: torch | onednn | auto (that of the run if it was
+matmul = 'auto'             # on a CPU, library for float32 matmul: torch | onednn | auto (that of the run if it was
                             # trained on this processor, otherwise the faster one)
 random_batches = 0          # also report the interval that contains 95 % of the losses (softmax) over this many random
                             # batches of batch_size blocks, as nanoGPT's estimate_loss measures it
@@ -116,7 +116,7 @@ def check_comparable(a, b):
 # score ------------------------------------------------------------------------
 
 def score(run):
-    """Score a run; every rank must call this. Sets run.matmul (the library of the float32 products), run.calibration,
+    """Score a run; every rank must call this. Sets run.matmul (the library for float32 matmul), run.calibration,
     run.calibration_tokens and run.totals (see scoring.Totals). Raises ValueError if a loss is not finite."""
     run.matmul = prepare_cpu(device, run.model, batch_size * run.model.config.block_size, matmul,
                              run.checkpoint.get('environment'))

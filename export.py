@@ -14,7 +14,7 @@ out_dir = ''                # run directory; '' = the newest one under out/
 to = ''                     # directory to create
 calibrate = False           # fold the best softmax temperature on val.bin into the final layer norm
 dataset = ''                # data set whose val.bin is used; '' = the data set of the checkpoint, if it exists
-matmul = 'auto'             # library of float32 products, as in evaluate.py: auto | torch | onednn
+matmul = 'auto'             # library for float32 matmul, as in evaluate.py: auto | torch | onednn
 figures = ''                # output of evaluate.py --json=True, for the model card; '' = run evaluate.py
 configure(globals(), rules=[("to != ''", 'pass the directory to create, --to=...'),
                             ('not (checkpoint and out_dir)', 'pass one of them'),

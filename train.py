@@ -69,7 +69,7 @@ min_delta = 0.0             # smallest improvement, in nats, that resets patienc
 # system ----------------------------------------------------------------------
 device = 'auto'             # auto | cpu | cuda | cuda:1 | mps
 dtype = 'auto'              # auto | float32 | bfloat16 | float16
-matmul = 'auto'             # on a CPU, library of float32 products: auto (the faster one) | torch | onednn
+matmul = 'auto'             # on a CPU, library for float32 matmul: auto (the faster one) | torch | onednn
 compile = 'auto'            # auto (on CUDA) | True | False: torch.compile, which takes a minute to start
 check_device = True         # before training on a GPU, compare a small model's gradients with those of the CPU
 config = configure(globals(), rules=[

@@ -1,4 +1,4 @@
-# The size of the original study: GPT-2 small, 124 M parameters, 20,000 iterations.
+# GPT-2 small: 124 M parameters, 20,000 iterations. original_study.py has the 16 layers that the original study chose.
 # --loss=... chooses the loss; cross_entropy_plus_mse is the one that the study called squentropy.
 from train_tinystories_30m import *
 out_dir = 'out/tinystories_124m_{loss}'

@@ -1,5 +1,5 @@
 # As train_tinystories_cross_entropy.py, with MSE and the values that tune.py found for it with Muon and cosine
-# decay (docs/results.md).
+# decay (docs/earlier_studies.md).
 from train_tinystories_cross_entropy import *
 loss = 'mse'
 mse_true_weight = 17.3  # the plain square loss has 1 and 1

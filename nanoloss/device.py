@@ -202,7 +202,7 @@ def prepare_cpu(device, model, rows, library='auto', recorded=None):
 
 
 def check_library(library, hint='use --matmul=torch'):
-    """Raise ValueError, with a hint at what to do, if the library of the matrix products is not available."""
+    """Raise ValueError, with a hint at what to do, if the matmul library is not available."""
     if library == 'onednn' and not matmul.HAS_ONEDNN:
         raise ValueError(f'--matmul=onednn: this build of PyTorch has no oneDNN for this processor; {hint}')
 
