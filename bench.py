@@ -174,14 +174,14 @@ def pairs(task):
                 versus_baseline('1 story, 30 M', large, 8),
                 *((f'ours / transformers, {name}', case, partial(case, use_transformers=True), None)
                   for name, case in (('1 x 4,096 ids', one), ('10 x 4,096 ids', ten), ('1 x 50,257 ids', large)))]
-    small, other = partial(iteration, shape=SMALL), partial(iteration, shape=SMALL, use_baseline=True)
+    small, small_baseline = partial(iteration, shape=SMALL), partial(iteration, shape=SMALL, use_baseline=True)
     rows = [
         versus_baseline('cross_entropy', partial(small, 'cross_entropy'), 2.2),
         ('squentropy / cross_entropy, both ours', partial(small, 'squentropy'), partial(small, 'cross_entropy'), 0.95),
         ("squentropy: ours / the original study's", partial(small, 'squentropy'),
-         partial(other, 'cross_entropy_plus_mse'), 7),
-        ('mse: ours / baseline cross_entropy', partial(small, 'mse'), partial(other, 'cross_entropy'), 10),
-        ('mse: ours / baseline one-hot mse', partial(small, 'mse'), partial(other, 'mse'), 16),
+         partial(small_baseline, 'cross_entropy_plus_mse'), 7),
+        ('mse: ours / baseline cross_entropy', partial(small, 'mse'), partial(small_baseline, 'cross_entropy'), 10),
+        ('mse: ours / baseline one-hot mse', partial(small, 'mse'), partial(small_baseline, 'mse'), 16),
         versus_baseline('cross_entropy, 4,096 ids', partial(small, 'cross_entropy', C=BPE), 1.4),
         versus_baseline('cross_entropy, 6 x 384', partial(iteration, 'cross_entropy', MEDIUM, batch_size=8), 1.1),
         ('4,096 ids: muon / adamw, both ours', partial(small, 'cross_entropy', C=BPE, optimizer='muon'),
@@ -189,13 +189,13 @@ def pairs(task):
     ]
     if hasattr(F, 'linear_cross_entropy'):
         rows += [('cross_entropy: ours / torch linear_cross_entropy', partial(small, 'cross_entropy'),
-                  partial(other, 'linear_cross_entropy'), None)]
+                  partial(small_baseline, 'linear_cross_entropy'), None)]
     if not on_gpu:  # on a GPU, all cases are compiled
         for name, case, target in (('50,257 ids', partial(small, 'cross_entropy'), 1.5),
                                    ('4,096 ids', partial(small, 'cross_entropy', C=BPE), 1.4),
                                    ('6 x 384', partial(iteration, 'cross_entropy', MEDIUM, batch_size=8), 1.2)):
-            other = partial(case, use_baseline=True, compile_baseline=True)
-            rows.append((f'ours / compiled baseline, {name}', case, other, target))
+            compiled = partial(case, use_baseline=True, compile_baseline=True)
+            rows.append((f'ours / compiled baseline, {name}', case, compiled, target))
     else:
         large = partial(iteration, shape=GPU_124M)
         rows += [

@@ -22,7 +22,7 @@ covers all runs that were evaluated.
 """
 import sys
 
-from configurator import configure, fail, fail_on, printable, read_settings, require
+from configurator import broken_rules, configure, fail, fail_on, printable, read_settings, require
 
 name = 'comparison'         # the report is written to results/<name>, the runs to results/<name>/runs
 losses = 'cross_entropy,squentropy,mse' # [name=]loss[:key=value...], separated by commas; the first is the baseline
@@ -79,7 +79,7 @@ import numpy as np
 from nanoloss import launcher, study_report
 from nanoloss.metrics_log import read_metrics
 from nanoloss.paths import ROOT
-from nanoloss.study_plan import merge_plan, read_json, write_text
+from nanoloss.study_plan import check_plan, merge_plan, read_json, write_text
 
 FOLDER = Path('results') / name
 SUFFIX = '-test' if split == 'test' else ''  # of the report's files, which do not replace those of val.bin
@@ -89,23 +89,27 @@ FIXED = 'out_dir', 'seed', 'loss', 'eval_interval', 'eval_windows', 'eval_only',
 
 # the arms: one for each entry of --losses -------------------------------------
 
+def parse_entry(entry):
+    """'name=loss:key=value' -> (arm, loss, ['--key=value', ...]). Exits with status 2 on a mistake."""
+    head, *assignments = entry.split(':')
+    short_name, equals, loss = head.rpartition('=')
+    if not all('=' in assignment for assignment in assignments):
+        fail(f'--losses={losses}: found {entry}; write name=loss:key=value:key=value or loss:key=value', status=2)
+    if equals and not re.fullmatch('[A-Za-z0-9_-]+', short_name):
+        fail(f'--losses={losses}: found the name {short_name!r}; use letters, digits, _ and -', status=2)
+    return short_name if equals else entry, loss, [f'--{assignment}' for assignment in assignments]
+
+
 def read_arms():
     """Return {arm: settings of train.py}. Exits with status 2 on a mistake."""
     defaults, rules, applies = launcher.train_settings()
     arms, explicit = {}, {}  # explicit: {arm: names of the settings on the command line}
     for entry in map(str.strip, losses.split(',')):
-        head, *assignments = entry.split(':')
-        short_name, equals, loss = head.rpartition('=')
-        arm = short_name if equals else entry
-        if not all('=' in assignment for assignment in assignments):
-            fail(f'--losses={losses}: found {entry}; write name=loss:key=value:key=value or loss:key=value', status=2)
-        if equals and not re.fullmatch('[A-Za-z0-9_-]+', short_name):
-            fail(f'--losses={losses}: found the name {short_name!r}; use letters, digits, _ and -', status=2)
-        flags = [f'--{assignment}' for assignment in assignments]
-        for flag in train_arguments + flags:
-            key = flag.removeprefix('--').partition('=')[0]
+        arm, loss, flags = parse_entry(entry)
+        explicit[arm] = [flag.removeprefix('--').partition('=')[0] for flag in train_arguments + flags]
+        for key in explicit[arm]:
             if key in FIXED:
-                fail(f'{flag}: compare.py sets {key} for every run; omit it', status=2)
+                fail(f'--{key}: compare.py sets it for every run; omit it', status=2)
         if run_folder(arm, 0) in [run_folder(other, 0) for other in arms]:
             fail(f'--losses={losses}: found {arm} twice; use different names', status=2)
         config = each.replace('{loss}', loss)
@@ -118,7 +122,6 @@ def read_arms():
         if arms[arm]['init_from'] in ('resume', 'auto'):
             fail(f'--init_from={arms[arm]["init_from"]}: compare.py resumes its runs by itself; omit it, or pass a '
                  'checkpoint file', status=2)
-        explicit[arm] = {flag.removeprefix('--').partition('=')[0] for flag in train_arguments + flags}
         for key in ('eval_windows', 'eval_only', 'patience'):
             if arms[arm][key] != defaults[key]:
                 fail(f'{arm}: found {key}={arms[arm][key]} in a config file; compare.py sets {key} for every run; '
@@ -228,7 +231,12 @@ def first_weights(settings, seed):
 
 def is_scored(arm, seed):
     path = run_folder(arm, seed) / f'{split}.json'
-    return 'calibration_tokens' in read_json(path)  # older code calibrated otherwise
+    return bool(read_json(path))
+
+
+def is_finished(arm, seed):
+    """Whether a run was trained and scored on any split."""
+    return any((run_folder(arm, seed) / f'{part}.json').exists() for part in ('val', 'test'))
 
 
 def has_diverged(arm, seed):
@@ -268,14 +276,17 @@ def run_script(script, arm, seed, flags):
     if status:
         reason = stderr.strip().removeprefix('error: ') or f'ended with status {status}'
         fail(f'{arm}, seed {seed}: {script}: {reason}')
+    if stderr.strip():  # warnings
+        log_line(printable(f'{arm}, seed {seed}: {script}: {stderr.strip()}'))
     return stdout
 
 
-def evaluate(arm, seed, blocks):
+def evaluate(arm, settings, seed, blocks):
     """Evaluate a run unless this was done before. Returns (JSON of evaluate.py, its arrays)."""
     result, arrays = run_folder(arm, seed) / f'{split}.json', run_folder(arm, seed) / f'{split}.npz'
     if not is_scored(arm, seed):
-        flags = [f'--split={split}', '--json=True', f'--arrays={arrays}', '--bootstrap=99', f'--blocks={blocks}']
+        flags = [f'--split={split}', '--json=True', f'--arrays={arrays}', '--bootstrap=99', f'--blocks={blocks}',
+                 f'--device={settings["device"]}']
         write_text(result, run_script('evaluate.py', arm, seed, flags))
     return json.loads(result.read_text()), np.load(arrays)
 
@@ -286,7 +297,7 @@ def run(arm, settings, seed, blocks):
         raise SystemExit(128 + signal.SIGINT)
     if not train(arm, settings, seed):
         return 'diverged'
-    result, _ = evaluate(arm, seed, blocks)
+    result, _ = evaluate(arm, settings, seed, blocks)
     return f'{result["readouts"][readout]["nats"]:.4f} nats per token'
 
 
@@ -319,8 +330,8 @@ def run_all(arms, blocks):
 def report(plan, data, blocks):
     """Write table.md, results.json, the figures and stories.md. data: the training data, in words."""
     diverged = {arm: sum(has_diverged(arm, seed) for seed in plan['seeds']) for arm in plan['settings']}
-    scores = {arm: {seed: evaluate(arm, seed, blocks) for seed in plan['seeds'] if is_scored(arm, seed)}
-              for arm in diverged}
+    scores = {arm: {seed: evaluate(arm, settings, seed, blocks) for seed in plan['seeds'] if is_scored(arm, seed)}
+              for arm, settings in plan['settings'].items()}
     scores = {arm: runs for arm, runs in scores.items() if runs or diverged[arm]}  # the others have the other split
     if not any(scores.values()):
         fail(f'--name={name}: all runs diverged; lower --learning_rate and pass another --name')
@@ -335,39 +346,60 @@ def report(plan, data, blocks):
         'runs': {arm: {str(seed): result for seed, (result, _) in runs.items()} for arm, runs in scores.items()},
     }, indent=1))
     study_report.draw_figures(FOLDER, SUFFIX, scores, logs, differences, readout)
-    if num_samples and not blocks:
-        seed = plan['seeds'][0]
-        flags = [f'--num_samples={num_samples}', f'--start={start}', '--max_new_tokens=200']
-        stories = {arm: run_script('sample.py', arm, seed, flags).split('\n' + '-' * 79 + '\n')[:num_samples]
-                   for arm in scores if seed in scores[arm]}
+    writers = [arm for arm, runs in scores.items() if runs]
+    seed = next((seed for seed in plan['seeds'] if all(is_finished(arm, seed) for arm in writers)), None)
+    has_stories = num_samples > 0 and not blocks and seed is not None
+    if has_stories:
+        stories = {}
+        for arm in writers:
+            flags = [f'--num_samples={num_samples}', f'--start={start}', '--max_new_tokens=200',
+                     f'--device={plan["settings"][arm]["device"]}']
+            stories[arm] = run_script('sample.py', arm, seed, flags).split('\n' + '-' * 79 + '\n')[:num_samples]
         write_text(FOLDER / 'stories.md', study_report.format_stories(stories, seed))
     for line in table.splitlines():
         log_line(line)
     log_line(f'wrote the report to {FOLDER}: table{SUFFIX}.md, results{SUFFIX}.json, figures' +
-             (', stories.md' if num_samples and not blocks else ''))
+             (', stories.md' if has_stories else ''))
 
 
 # the study --------------------------------------------------------------------
 
+def takes_library(settings):
+    """Whether train.py takes --matmul with these settings, and compare.py chooses it."""
+    _, _, applies = launcher.train_settings()
+    conditions = [condition for condition, *names in applies if 'matmul' in names]
+    return settings['matmul'] == 'auto' and not broken_rules(conditions, settings)
+
+
 def choose_matmul(arms, vocab_size):
-    """Return the --matmul of all runs: that of the stored plan, or of a run if earlier code wrote the plan.
+    """Return the --matmul of all runs that take one, that of the stored plan if there is one.
 
     Exits if a run is left and this machine lacks the library.
     """
     from nanoloss.device import library_of_study  # imports torch
     recorded = read_json(FOLDER / 'plan.json').get('matmul', 'auto')
-    for path in (FOLDER / 'runs').glob('*/*.json') if recorded == 'auto' else []:
-        environment = read_json(path).get('environment', {})
-        if environment.get('device') == 'cpu':
-            recorded = environment.get('matmul', recorded).lower()
     if recorded != 'auto' and all(is_scored(*pair) or has_diverged(*pair) for pair in all_runs(arms)):
         return recorded
+    settings = next(filter(takes_library, arms.values()), next(iter(arms.values())))
     with fail_on(ValueError):
-        return library_of_study(next(iter(arms.values())), vocab_size, recorded)
+        return library_of_study(settings, vocab_size, recorded)
+
+
+def make_plan(arms, requested, library, fingerprints, blocks):
+    """Return the plan of a study for merge_plan(). requested: {arm: --matmul}."""
+    declared = {'readout': readout, 'margin': margin, 'evaluations': evaluations}
+    if blocks:
+        declared['block_size'] = next(iter(arms.values()))['block_size']
+    recorded = {arm: {key: value for key, value in settings.items() if key == 'loss' or key not in FIXED}
+                for arm, settings in arms.items()}
+    return {'declared': declared, 'matmul': library, 'seeds': list(range(first_seed, first_seed + seeds)),
+            'settings': {arm: {**settings, 'matmul': requested[arm]} for arm, settings in recorded.items()},
+            'data': fingerprints}
 
 
 def stop(number, _):
     log_line('stopped; run the same command again to resume this study')
+    launcher.stop_all()
     raise SystemExit(128 + number)
 
 
@@ -391,22 +423,16 @@ def main():
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     requested, library = {arm: settings['matmul'] for arm, settings in arms.items()}, choose_matmul(arms, vocab_size)
-    arms = {arm: {**settings, 'matmul': library if requested[arm] == 'auto' else requested[arm]}
+    arms = {arm: {**settings, 'matmul': library} if takes_library(settings) else settings
             for arm, settings in arms.items()}
     if budget:
+        # a refused study must not store speeds
+        check_plan(FOLDER / 'plan.json', make_plan(arms, requested, library, fingerprints, blocks), {'max_iters'})
         iters = iterations(arms, *read_budget())
         arms = {arm: {**settings, 'max_iters': iters[arm]} for arm, settings in arms.items()}
     if blocks:
         log_line(f'{data}; no tokenizer: scored in blocks of {first["block_size"]} tokens, no stories.md')
-    plan = merge_plan(FOLDER / 'plan.json', {
-        'declared': {'readout': readout, 'margin': margin, 'evaluations': evaluations,
-                     **({'block_size': first['block_size']} if blocks else {})},
-        'settings': {arm: {key: value for key, value in settings.items() if key == 'loss' or key not in FIXED}
-                     | {'matmul': requested[arm]} for arm, settings in arms.items()},
-        'matmul': library,
-        'seeds': list(range(first_seed, first_seed + seeds)),
-        'data': fingerprints,
-    })
+    plan = merge_plan(FOLDER / 'plan.json', make_plan(arms, requested, library, fingerprints, blocks))
     run_all(arms, blocks)
     report(plan, data, blocks)
 

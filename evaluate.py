@@ -191,8 +191,7 @@ def summarize(run):
         'environment': run.checkpoint.get('environment', {}), UNITS: data.n_units, 'tokens': n, 'bytes': n_bytes,
         'objective': totals.objective / n * scale, 'raw_link_sum': finite_or_none(totals.link_sum / n),
         'raw_link_negative': finite_or_none(totals.link_negative / n), 'link_mix': link.LINK_MIX,
-        'calibrated_on': f'val.bin, {len(mix)} folds' if len(mix) > 1 else 'val.bin',
-        'calibration_tokens': run.calibration_tokens,
+        'calibration_tokens': run.calibration_tokens, 'calibration_converged': run.calibration.converged,
         'calibration_temperature': [1 / x if x else None for x in u],  # None: infinite
         'calibration_mix': mix, 'readouts': readouts}
 

@@ -14,10 +14,12 @@ out_dir = ''                # run directory; '' = the newest one under out/
 to = ''                     # directory to create
 calibrate = False           # fold the best softmax temperature on val.bin into the final layer norm
 dataset = ''                # data set whose val.bin is used; '' = the data set of the checkpoint, if it exists
+device = 'auto'             # auto | cpu | cuda | cuda:1 | mps: where evaluate.py scores the checkpoint
 matmul = 'auto'             # library for float32 matmul, as in evaluate.py: auto | torch | onednn
 figures = ''                # output of evaluate.py --json=True, for the model card; '' = run evaluate.py
 configure(globals(), rules=[("to != ''", 'pass the directory to create, --to=...'),
                             ('not (checkpoint and out_dir)', 'pass one of them'),
+                            "device == 'auto' or device.split(':')[0] in ('cpu', 'cuda', 'mps')",
                             "matmul in ('auto', 'torch', 'onednn')"])
 import json
 import os
@@ -92,13 +94,15 @@ def read_figures(loaded):
 
 def measure(tokenizer, name):
     """Run evaluate.py on val.bin and return its output, a dict."""
-    flags = ['--json=True', f'--checkpoint={checkpoint}', f'--dataset={name}', f'--matmul={matmul}',
-             f'--blocks={tokenizer.kind == "ids"}']
+    flags = ['--json=True', f'--checkpoint={checkpoint}', f'--dataset={name}', f'--device={device}',
+             f'--blocks={tokenizer.kind == "ids"}', *([f'--matmul={matmul}'] if matmul != 'auto' else [])]
     print('running: python evaluate.py ' + ' '.join(flags), file=sys.stderr)
     with ThreadPoolExecutor(1) as pool:  # a signal must not interrupt this thread while it starts the process
         stdout, stderr, status = pool.submit(launcher.run_script, 'evaluate.py', flags).result()
     if status:
         fail(stderr.strip().removeprefix('error: '))
+    if stderr.strip():  # warnings
+        print(stderr.strip(), file=sys.stderr)
     return json.loads(stdout)
 
 

@@ -85,10 +85,10 @@ def cross_entropy_plus_square(C, squentropy_weight=1.0):
     return LossCoefficients(c=1.0, a2=squentropy_weight / C, centred=1.0)
 
 
-def cross_entropy_plus_mse(C, true_weight=65.0):
+def cross_entropy_plus_mse(C):
     """The loss that the original study trained as "squentropy": cross-entropy plus the mean over all classes of the
     squared error to the one-hot target, with weight 65 on the true class."""
-    k = true_weight
+    k = 65.0
     return LossCoefficients(c=1.0, a2=1 / C, b2=(k - 1) / C, b1=-2 * k / C, b0=k / C)
 
 
@@ -203,9 +203,9 @@ class _ChunkedLoss(torch.autograd.Function):
     """The sum over tokens of a loss of the logits, one chunk of tokens at a time.
 
     Gradients are computed in the forward pass while the logits of the chunk exist, so there are never more than
-    `chunk_rows` rows of logits. per_token(logits (n, rows of weight), targets (n,), C, scale) returns the losses (n,) and
-    `scale` times their gradient in the shape and dtype of the logits, zero from column C on. It computes in float32 and
-    may overwrite the logits. float16_scale is the scale in float16 on a GPU.
+    `chunk_rows` rows of logits. per_token(logits (n, rows of weight), targets (n,), C, scale) returns the losses (n,)
+    and `scale` times their gradient in the shape and dtype of the logits, zero from column C on. It computes in float32
+    and may overwrite the logits. float16_scale is the scale in float16 on a GPU.
     """
 
     @staticmethod

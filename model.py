@@ -119,10 +119,11 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None):
-        """Append max_new_tokens sampled ids to the prompts idx (B, T), whose context is cropped to block_size.
+        """Return the prompts idx (B, T) with sampled ids appended, (B, T + max_new_tokens).
 
-        The whole context goes through the model for every token. nanoloss/engine.py does the same with a key-value
-        cache. Call model.eval() first.
+        temperature must be positive; top_k=1 takes the most likely id. The context, cropped to block_size, goes
+        through the model for every token. nanoloss/engine.py does the same with a key-value cache. Call model.eval()
+        first.
         """
         for _ in range(max_new_tokens):
             hidden = self(idx[:, -self.config.block_size:])

@@ -25,7 +25,7 @@ batch_size = 8              # sequences per micro-batch, shared among torchrun's
 gradient_accumulation_steps = 1 # micro-batches per iteration
 block_size = 256            # tokens per sequence, the context length
 train_tokens = 0            # use only the first N tokens of train.bin; 0 = all
-context_warmup = 0.0        # fraction of training with twice as many sequences of half the length
+context_warmup = 0.0        # fraction of lr_decay_iters with twice as many sequences of half the length
 random_windows = False      # True: random positions, as in nanoGPT; False: each token once per epoch
 vocab_size = 0              # size for data without a tokenizer (nanoGPT's with a meta.pkl); 0 = read from the data
 seed = 1337                 # random seed for initialization, data order, dropout and samples
@@ -267,6 +267,7 @@ if eval_only:
     sys.exit(0 if math.isfinite(objective + nats) else 1)
 
 # output directory and signals ------------------------------------------------
+distributed.all_reduce_max(0)  # rank 0 may move the checkpoint that others still read
 if distributed.is_master:
     run_dir = run_dir or RunDir(out_dir)
     if wandb_log:

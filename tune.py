@@ -317,7 +317,7 @@ def start_study(base, threads, data, meta):
     if sampler == 'grid' and len(points) > trials:
         raise ValueError(f'--space={space} is a grid of {len(points)} points; pass --trials={len(points)}')
     wanted = {'settings': {name: value for name, value in base.items() if value != defaults[name]
-                           and name not in SET_BY_TUNE and not name.startswith('wandb_')},
+                           and name not in (*SET_BY_TUNE, 'log_interval') and not name.startswith('wandb_')},
               'space': {name: describe(distribution) for name, distribution in distributions.items()},
               'budget': budget,
               'data': {split: dataloader.fingerprint(dataloader.open_bin(data, split, meta, base['block_size']))
@@ -353,6 +353,8 @@ if show:
     optuna_study = open_study(optuna.load_study)
 else:
     base = {name: config[name] for name in train_settings()[0]}
+    if base['eval_only']:
+        fail('found eval_only=True in a config file; tune.py trains: omit it', status=2)
     if base['init_from'] != 'scratch':  # the weights decide the shape, whatever a config file says
         base |= {name: train_settings()[0][name] for name in SHAPE if name not in flag_names()}
     threads = 0

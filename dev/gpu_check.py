@@ -139,8 +139,8 @@ for row in result['bench']:
 for name, run_result in result['training'].items():
     readout = run_result['evaluation'] or {}
     print(f"30 M, {name}: {run_result['iterations']} iterations, {run_result['tokens_per_second']:,.0f} tokens/s, loss "
-          f"{run_result['first_loss']:.3f} -> {run_result['last_loss']:.3f}, ended at iteration {run_result['last_iteration']}, "
-          f"val.bin {readout.get('nats', float('nan')):.3f} nats per token")
+          f"{run_result['first_loss']:.3f} -> {run_result['last_loss']:.3f}, ended at iteration "
+          f"{run_result['last_iteration']}, val.bin {readout.get('nats', float('nan')):.3f} nats per token")
 failed = [name for name, step in result['steps'].items() if not step['ok']]
 result['seconds'] = round(time.perf_counter() - start)
 (folder / 'result.json').write_text(json.dumps(result, indent=1))

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from configurator import fail
 from nanoloss.statistics import paired_t
 from nanoloss.study_plan import read_study
-from nanoloss.study_report import format_interval, split_labels
+from nanoloss.study_report import format_interval, mean_and_deviation, split_labels
 
 
 def steps(rungs, beside):
@@ -44,9 +44,8 @@ def format_table(runs, rungs, beside, labels):
             pairs, t = len(differences), paired_t(differences)
             gain = f'{t["mean"]:+.4f} {format_interval(t["interval"])}'.strip()
             p = f'{t["p"]:.2g}' if t['interval'] else ''
-        deviation = f' ({np.std(nats, ddof=1):.4f})' if len(nats) > 1 else ''
-        lines.append(f'| {labels[arm]} | {np.mean(nats):.4f}{deviation} | {pairs} | {gain} | {p} | '
-                     f'{np.mean(top1):.4f} | {np.mean(brier):.4f} |')
+        lines.append(f'| {labels[arm]} | {mean_and_deviation(nats)} | {pairs} | {gain} | {p} | {np.mean(top1):.4f} | '
+                     f'{np.mean(brier):.4f} |')
     return '\n'.join(lines)
 
 

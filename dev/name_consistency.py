@@ -85,6 +85,8 @@ try:
     path = find_checkpoint(checkpoint, out_dir)
     loaded = load_checkpoint(path)
     model, tokenizer, loss = restore_model(loaded, 'cpu')
+    if 'dataset' not in loaded['config']:
+        fail(f'{path} does not record its data set; pass a checkpoint of train.py')
     folder, meta = match_dataset(path, tokenizer, loaded['config']['dataset'])
     if tokenizer.kind == 'ids':
         fail(f'{path} was trained on ids without a text; pass a checkpoint with a tokenizer')

@@ -110,8 +110,9 @@ def print_pair(runs, arm, base, readout, available, show_studies):
         rows += [(title, measure, readout, 'calibrated'),
                  (f'{MEASURES[measure]}, both calibrated', measure, 'calibrated', 'calibrated')]
     for title, measure, arm_readout, base_readout in rows:
-        if available.issuperset((arm_readout, base_readout)):
-            differences = paired_differences(runs, arm, base, measure, arm_readout, base_readout)
+        if not available.issuperset((arm_readout, base_readout)):
+            continue
+        if differences := paired_differences(runs, arm, base, measure, arm_readout, base_readout):
             print_difference(title, differences, measure == 'nats' and arm_readout == base_readout == readout,
                              show_studies)
 
@@ -159,6 +160,8 @@ def main():
     args = parser.parse_args()
     names = split_labels('study_labels', args.study_labels, [short_name(study) for study in args.studies])
     runs, readout = read_studies(args.studies)
+    if args.figure and len(runs) < 2:
+        fail(f'--figure={args.figure}: there is only {", ".join(runs)}; pool studies of at least two losses', status=2)
     runs = dict(zip(split_labels('labels', args.labels, list(runs)), runs.values(), strict=True))
     # readouts of every run: calibration takes hours for a large vocabulary, so runs may lack it
     available = set.intersection(*(set(run) for arm_runs in runs.values() for run in arm_runs.values()))

@@ -31,7 +31,8 @@ MODEL = ['--n_layer=2', '--n_head=2', '--n_embd=64', '--block_size=64', '--batch
 LOSSES = [['--loss=cross_entropy'], ['--loss=mse', '--mse_true_weight=10', '--mse_target=5'],
           ['--loss=squentropy', '--squentropy_weight=0.3', '--squentropy_schedule=linear']]
 OTHERS = [['--loss=cross_entropy_plus_mse'], ['--loss=cross_entropy', '--label_smoothing=0.1', '--z_loss=1e-3'],
-          ['--loss=squentropy', '--squentropy_centred=True', '--squentropy_target=0.5'], ['--loss=mse', '--mse_end=0.5']]
+          ['--loss=squentropy', '--squentropy_centred=True', '--squentropy_target=0.5'],
+          ['--loss=mse', '--mse_end=0.5']]
 OPTIMIZERS = [['--optimizer=adamw'], ['--optimizer=muon', '--muon_learning_rate=2e-2']]
 EXTRAS = [[], ['--dropout=0.2', '--gradient_accumulation_steps=2', '--batch_size=4']]
 

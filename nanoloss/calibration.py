@@ -31,8 +31,8 @@ KEPT = 0.05            # nats: a minimum that is higher than the lowest by more 
 TOLERANCE = 1e-5       # nats per token
 MIN_MIX = 1e-6         # no token costs more than log C + 13.8 nats
 MAX_PASSES = 10
-# log u relative to a minimum on the grid, to a start for all tokens, and to an estimate of the minimum; equal steps of u
-# save time in the last two
+# log u relative to a minimum on the grid, to a start for all tokens, and to an estimate of the minimum; equal steps of
+# u save time in the last two
 NEAR = np.array([-3, -2, -1, 1, 2, 3]) * math.log(2) / 4
 FIRST = np.log1p(0.06 * np.arange(-3, 4))
 LAST = np.log1p(0.002 * np.arange(-3, 4))
@@ -221,8 +221,8 @@ def normalizers(x, u, equally_spaced):
 
 @torch.no_grad()
 def wide_grid(loss, states, step):
-    """Return equally spaced log u, such that u times the standard deviation of the log link is from well below 1 to well
-    above 1 for every token. The standard deviation is over the classes that the link does not set to 0."""
+    """Return equally spaced log u, such that u times the standard deviation of the log link is from well below 1 to
+    well above 1 for every token. The standard deviation is over the classes that the link does not set to 0."""
     spread = torch.zeros(states.n_tokens)
     for batch in states:
         blocks = link.logit_blocks(batch.hidden, states.weight)

@@ -284,9 +284,9 @@ def _find_changes(checkpoint, config, refused, data):
     if missing:
         raise ValueError(f"{path} cannot be resumed: it has no {', '.join(missing)}; to start a new run from its "
                          f'weights: --init_from={path} --out_dir=...')
-    # what runs of nanoGPT and of earlier code used, whose configs lack these settings; nanoGPT does not record the data
-    saved = {'optimizer': 'adamw', 'muon_beta2': 0.0, 'lr_schedule': 'cosine', 'random_windows': not checkpoint['data'],
-             'context_warmup': 0.0, 'squentropy_start': 0.0, 'loss': checkpoint['loss'].get('name')} | checkpoint['config']
+    # what runs of nanoGPT used, whose configs lack these settings; it does not record the data
+    saved = {'optimizer': 'adamw', 'lr_schedule': 'cosine', 'random_windows': not checkpoint['data'],
+             'context_warmup': 0.0, 'loss': checkpoint['loss'].get('name')} | checkpoint['config']
     changes, refused = [], [*refused]
     for name, old in saved.items():
         if name in config and config[name] != old and name not in UNREPORTED:

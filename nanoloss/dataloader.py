@@ -265,7 +265,7 @@ def fingerprint(tokens):
 
 
 def train_windows(n_tokens, block_size, seed, start, count, at_random=False):
-    """Return the start positions (count,) of the training windows number start to start + count.
+    """Return the start positions (count,) of the training windows start, start + 1, ..., start + count - 1.
 
     Each epoch permutes the windows of block_size that tile the tokens from a random offset, so it
     reads every token at most once. Permutation and offset depend on (seed, epoch) only, so the windows

@@ -40,7 +40,7 @@ def describe_environment(device, dtype, compiled, matmul_library, world_size):
 def environment_changes(saved, environment):
     """Return a list of 'name old -> new' for every entry that differs from the saved environment."""
     return [f'{name} {old} -> {environment[name]} (results may differ in the last bits)' for name, old in saved.items()
-            if name in environment and str(environment[name]).lower() != str(old).lower()]  # oneDNN is onednn now
+            if name in environment and environment[name] != old]
 
 
 def choose_device(device='auto', dtype='auto', local_rank=None):
@@ -211,8 +211,7 @@ def recorded_library(environment):
     """Return the library in describe_environment() of an earlier run if it can be used again, otherwise None."""
     if isinstance(environment, dict) and environment.get('processor') == processor_name('cpu') and \
             not environment.get('compiled'):
-        library = str(environment.get('matmul')).lower()  # earlier code wrote oneDNN
-        return library if library in ('torch', 'onednn') else None
+        return environment['matmul'] if environment.get('matmul') in ('torch', 'onednn') else None
 
 
 def library_of_study(settings, vocab_size, recorded=None):

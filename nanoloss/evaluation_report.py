@@ -104,6 +104,7 @@ def save_arrays(path, totals, train):
     - calibration (readouts, 15, 3): count, mean confidence and accuracy of the groups of equal mass;
     - frequency (groups, 2 + readouts): minimum number of occurrences in the training set, number of scored tokens,
       and the sum of their nats in each readout, for groups of tokens whose frequencies are within a factor of two.
+      Tokens that never occur count as occurring once.
 
     Args:
         path: the file.

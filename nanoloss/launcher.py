@@ -1,7 +1,8 @@
-"""Run train.py and other scripts of the repository as subprocesses. Used by tune.py and compare.py."""
+"""Run train.py and other scripts of the repository as subprocesses. Used by tune.py, compare.py and export.py."""
 import functools
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -93,8 +94,11 @@ def measure_speed(settings, folder, threads=0, number=0):
     does not compile twice. Exits if train.py fails.
     """
     probe = folder / f'probe{number}'
+    shutil.rmtree(probe, ignore_errors=True)  # of a measurement that was killed
     status, last = run_training(settings, probe, threads=threads, max_iters=21, out_dir=str(probe), eval_iters=1,
-                                eval_windows=0, log_interval=20, eval_interval=21, context_warmup=0.0)
+                                eval_windows=0, log_interval=20, eval_interval=21, context_warmup=0.0, wandb_log=False)
+    if STOPPING.is_set():
+        raise SystemExit(128 + signal.SIGINT)
     if status not in (0, DIVERGED):
         fail(f'train.py ended with status {status} ({last}); see {probe}/log.txt')
     lines = [line for line in read_metrics(probe / 'metrics.jsonl') if 'loss' in line]

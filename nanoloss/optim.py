@@ -36,8 +36,8 @@ def make_optimizer(model, name, learning_rate, muon_learning_rate, weight_decay,
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon (Jordan 2024, kellerjordan.github.io/posts/muon) for matrices, with updates scaled to AdamW's RMS (Liu et al.,
-    arXiv 2502.16982).
+    """Muon (Jordan 2024, kellerjordan.github.io/posts/muon) for matrices, with updates scaled to AdamW's RMS (Liu et
+    al., arXiv 2502.16982).
 
     The same as torch.optim.Muon with adjust_lr_fn='match_rms_adamw', except that matrices of one shape are
     orthogonalized in one batch, which torchrun's processes share among themselves. Every process must call step().

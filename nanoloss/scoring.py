@@ -106,7 +106,7 @@ class HiddenStates:
         return np.arange(self.n_tokens) + np.repeat(end - np.cumsum(scored), scored)
 
     def subset(self, n_tokens):
-        """Return HiddenStates of windows with at least n_tokens tokens, a fixed random choice; self if it has fewer."""
+        """Return HiddenStates of a fixed random choice of windows with n_tokens tokens or a few more, or self."""
         if self.n_tokens <= n_tokens:
             return self
         order = rng.generator(rng.RESAMPLE, 0, 4).permutation(len(self.windows))

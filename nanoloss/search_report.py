@@ -6,6 +6,8 @@ import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
+from nanoloss.study_report import header, row
+
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -95,9 +97,8 @@ def tabulate(trials, ranked, importances):
 
 
 def markdown(rows):
-    lines = [' | '.join(map(str, row)) for row in rows]
-    rule = ' | '.join('---' for _ in rows[0])
-    return ''.join(f'| {line} |\n' for line in [lines[0], rule, *lines[1:]])
+    head, *body = [[str(cell) for cell in cells] for cells in rows]
+    return '\n'.join([*header(head), *map(row, body)]) + '\n'
 
 
 def parameter_importances(study):

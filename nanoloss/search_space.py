@@ -4,6 +4,7 @@ A space file is a config file that assigns to each setting a list of choices, a 
 logarithmic range (low, high, 'log'). It sees the settings of the run, so a space can depend on the loss.
 """
 import itertools
+import re
 import types
 from pathlib import Path
 
@@ -12,11 +13,11 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from configurator import assigned_at, broken_rules, coerce, run_config, scratch_names
 from nanoloss.paths import ROOT
 
-SET_BY_TUNE = ('out_dir', 'eval_interval', 'log_interval', 'sample_tokens', 'eval_only')
+SET_BY_TUNE = ('out_dir', 'eval_interval', 'sample_tokens', 'eval_only')
 # trials that differ in these could not be compared, or would not run
 NOT_SEARCHABLE = ('dataset', 'block_size', 'seed', 'eval_iters', 'eval_windows', 'max_iters', 'lr_decay_iters',
                   'init_from', 'device', 'dtype', 'matmul', 'compile', 'wandb_log', 'wandb_project',
-                  'wandb_run_name', 'keep_checkpoints')
+                  'wandb_run_name', 'keep_checkpoints', 'log_interval')
 
 
 def read_space(path, settings, defaults, rules, applies):
@@ -56,10 +57,14 @@ def read_space(path, settings, defaults, rules, applies):
                 space[name] = parse_distribution(values, type(defaults[name]))
             except ValueError as e:
                 errors.append(f'{where}: {e}')
+    for rule in rules:  # at the end points of all settings that it names
+        expression = rule if isinstance(rule, str) else rule[0]
+        named = [name for name in space if re.search(rf'\b{name}\b', expression)]
+        for values in itertools.product(*(end_points(space[name]) for name in named)) if named else ():
+            point = dict(zip(named, values, strict=True))
+            text = ', '.join(f'{name} = {value!r}' for name, value in point.items())
+            errors += [f'--space={path}: {text}: {line}' for line in broken_rules([rule], {**settings, **point})]
     points = [(name, value) for name in space for value in end_points(space[name])]
-    for name, value in points:
-        for line in broken_rules(rules, {**settings, name: value}):
-            errors.append(f'--space={path}: {name} = {value!r}: {line}')
     for condition, *names in applies:
         if any(broken_rules([condition], {**settings, name: value}) for name, value in points):
             for name in names:  # train.py would refuse its flag

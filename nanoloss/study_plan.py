@@ -33,7 +33,8 @@ def read_study(name):
         fail(f'{path}: not written by compare.py; pass a results.json or one of {", ".join(known_studies())}',
              status=2)
     return results['plan']['declared']['readout'], {
-        arm: {seed: result['readouts'] for seed, result in runs.items()} for arm, runs in results['runs'].items()}
+        arm: {seed: result['readouts'] for seed, result in runs.items()}
+        for arm, runs in results['runs'].items() if runs}  # all runs of an arm may have diverged
 
 
 def known_studies():
@@ -48,6 +49,22 @@ def write_text(path, text):
     os.replace(partial, path)
 
 
+def check_plan(path, plan, ignored=()):
+    """Return the plan of earlier calls in plan.json, {} if there is none. Exits if `plan` is that of another study.
+
+    Args:
+        path, plan: as in merge_plan().
+        ignored: names of settings that may differ.
+    """
+    if stored := read_json(path):
+        old, new = fixed_parts(stored), fixed_parts(plan)
+        changes = [f'{key} {old[key]} -> {value}' for key, value in new.items()
+                   if old.get(key, value) != value and key.rpartition(': ')[2] not in ignored]
+        if changes:
+            fail(f'--name={path.parent.name} is a different study: {", ".join(changes[:5])}; pass another --name')
+    return stored
+
+
 def merge_plan(path, plan):
     """Merge a plan with that of earlier calls in plan.json, write it and return it.
 
@@ -58,11 +75,7 @@ def merge_plan(path, plan):
         plan: {'declared': {name: value}, 'settings': {arm: settings of train.py}, 'seeds': [...],
             'data': {split: fingerprint}, 'matmul': name}; the first arm is the baseline.
     """
-    if stored := read_json(path):
-        old, new = fixed_parts(stored), fixed_parts(plan)
-        changes = [f'{key} {old[key]} -> {value}' for key, value in new.items() if old.get(key, value) != value]
-        if changes:
-            fail(f'--name={path.parent.name} is a different study: {", ".join(changes[:5])}; pass another --name')
+    if stored := check_plan(path, plan):
         plan = {**plan, 'settings': stored['settings'] | plan['settings'], 'data': stored['data'] | plan['data'],
                 'seeds': sorted({*stored['seeds'], *plan['seeds']})}
     write_text(path, json.dumps(plan, indent=1))

@@ -53,11 +53,15 @@ class Tokenizer:
         self.dtype = np.dtype('u1' if kind == 'byte' else '<u2')
 
     def encode(self, text):
-        """Encode a string as a list of ids, without end-of-text. Lone surrogates become U+FFFD."""
+        """Encode a string as a list of ids, without end-of-text. Lone surrogates become U+FFFD.
+
+        Raises ValueError for text that is not a list of ids (kind 'ids'), ConnectionError if GPT-2's encoding is not
+        cached and cannot be downloaded.
+        """
         return self._ids(text).tolist()
 
     def encode_stories(self, texts):
-        """Encode an iterable of strings as one array (n,) of self.dtype, with eot after each string."""
+        """Encode an iterable of strings as an array (n,) of self.dtype, with eot after each. Not for kind 'ids'."""
         eot = np.array([self.eot], self.dtype)
         parts = [part for text in texts for part in (self._ids(text), eot)]
         return np.concatenate(parts, dtype=self.dtype, casting='unsafe') if parts else eot[:0]

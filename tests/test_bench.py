@@ -26,7 +26,9 @@ def test_pairs(task, only):
 @pytest.mark.slow
 def test_evaluate():
     """The rows of evaluate are times per token, and an evaluation takes longer than a forward pass."""
-    for row in bench('evaluate', '--only=mse, 4,096'):
+    rows = bench('evaluate', '--only=mse, 4,096')
+    assert len(rows) == 2
+    for row in rows:
         assert row['ours'] > row['other'] > 0 and row['ratio'] == pytest.approx(row['ours'] / row['other'])
 
 

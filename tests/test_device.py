@@ -144,7 +144,7 @@ def used(monkeypatch):
 @pytest.mark.parametrize('library, recorded, expected', [
     ('torch', None, 'torch'), ('onednn', None, 'onednn'), ('auto', None, 'onednn'), ('auto', {}, 'onednn'),
     ('auto', HERE | {'matmul': 'torch'}, 'torch'), ('onednn', HERE | {'matmul': 'torch'}, 'onednn'),
-    ('torch', HERE | {'matmul': 'oneDNN'}, 'torch'), ('auto', HERE | {'matmul': 'openblas'}, 'onednn'),
+    ('torch', HERE | {'matmul': 'onednn'}, 'torch'), ('auto', HERE | {'matmul': 'openblas'}, 'onednn'),
     ('auto', HERE | {'matmul': 'torch', 'compiled': True}, 'onednn'), ('auto', HERE, 'onednn'), ('auto', [], 'onednn'),
     ('auto', HERE | {'matmul': 'torch', 'processor': 'another'}, 'onednn')])
 def test_prepare_cpu(used, library, recorded, expected):
@@ -153,13 +153,6 @@ def test_prepare_cpu(used, library, recorded, expected):
     assert device.prepare_cpu('cpu', model, 64, library, recorded) == expected and used == [expected]
     assert device.prepare_cpu('cuda:0', model, 64, library, recorded) == 'torch' and used == [expected]
 
-
-def test_earlier_name_of_onednn(used, monkeypatch):
-    """Earlier code recorded oneDNN in other letters, which is not a change."""
-    monkeypatch.setattr(device.matmul, 'faster_library', lambda config, rows: 'torch')
-    recorded = HERE | {'matmul': 'oneDNN'}
-    assert device.prepare_cpu('cpu', SimpleNamespace(config=CONFIG), 64, 'auto', recorded) == 'onednn'
-    assert device.environment_changes(recorded, HERE | {'matmul': 'onednn'}) == []
 
 
 def test_no_onednn(used, monkeypatch):

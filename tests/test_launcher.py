@@ -24,7 +24,8 @@ print(flush=True)
 sys.exit(int(flags.get('seed', 0)))
 '''
 DEFAULTS = {'loss': 'mse', 'seed': 0, 'out_dir': '', 'sample_tokens': 0, 'learning_rate': 0.1, 'max_iters': 100,
-            'eval_iters': 10, 'eval_windows': 0, 'log_interval': 10, 'eval_interval': 10, 'context_warmup': 0.0}
+            'eval_iters': 10, 'eval_windows': 0, 'log_interval': 10, 'eval_interval': 10, 'context_warmup': 0.0,
+            'wandb_log': False}
 
 
 @pytest.fixture(autouse=True)
@@ -67,8 +68,8 @@ def test_a_line_can_end_a_run(tmp_path):
     assert status < 0 and len(lines) == 1 and '--loss=sleep' in lines[0] and not launcher.RUNNING
 
 
-def test_stop_all(tmp_path):
-    """stop_all ends the runs at work and those that start later."""
+def test_stop_all(tmp_path, capsys):
+    """stop_all ends the runs at work and those that start later; a measurement that is stopped prints nothing."""
     settings, results = {**DEFAULTS, 'loss': 'sleep', 'out_dir': str(tmp_path)}, []
     started = threading.Event()
     thread = threading.Thread(target=lambda: results.append(
@@ -80,6 +81,9 @@ def test_stop_all(tmp_path):
     began = time.time()
     results.append(launcher.run_training(settings, tmp_path))
     assert [status < 0 for status, _ in results] == [True, True] and time.time() - began < 30
+    with pytest.raises(SystemExit) as stopped:
+        launcher.measure_speed(settings, tmp_path)
+    assert stopped.value.code == 130 and capsys.readouterr().err == ''
 
 
 def test_script(tmp_path):
@@ -102,8 +106,11 @@ def test_text_between_processes_is_utf8(tmp_path, monkeypatch):
 
 
 def test_speed(tmp_path):
-    """The speed comes from the metrics and is 0 if the run diverges; an error exits; no folder remains."""
-    assert launcher.measure_speed(DEFAULTS, tmp_path) == 40
+    """The speed comes from the metrics and is 0 if the run diverges; an error exits; no folder remains, also of a
+    measurement that was killed."""
+    (tmp_path / 'probe0').mkdir()
+    (tmp_path / 'probe0/ckpt.pt').write_text('state')
+    assert launcher.measure_speed({**DEFAULTS, 'wandb_log': True}, tmp_path) == 40
     assert launcher.measure_speed({**DEFAULTS, 'seed': launcher.DIVERGED}, tmp_path) == 0
     arms = {'a': DEFAULTS, 'b': {**DEFAULTS, 'seed': launcher.DIVERGED}}
     assert launcher.measure_speeds(arms, tmp_path, jobs=2) == {'a': 40, 'b': 40}

@@ -4,11 +4,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import losses
 from configurator import read_settings
-from conftest import ROOT
+from conftest import ROOT, LargestTensor
 
 CONSTANTS = dict(squentropy_weight=0.7, squentropy_target=0.3, mse_true_weight=3.0, mse_target=2.0)
 
@@ -52,7 +51,8 @@ CASES = {
     'squentropy': ({}, formula_of_squentropy),
     'squentropy weighted': (CONSTANTS, lambda f, y: formula_of_squentropy(f, y, 0.7, 0.3)),
     'cross_entropy_plus_mse': ({}, formula_of_original_study),
-    'squentropy centred': (dict(squentropy_weight=0.7, squentropy_centred=True), lambda f, y: formula_of_centred(f, y, 0.7)),
+    'squentropy centred': (dict(squentropy_weight=0.7, squentropy_centred=True),
+                           lambda f, y: formula_of_centred(f, y, 0.7)),
     'cross_entropy_plus_square': (dict(squentropy_weight=0.7), lambda f, y: formula_of_cross_entropy(f, y) +
                                   0.7 * (f - f.mean(1, keepdim=True)).square().mean(1)),
     'cross_entropy smoothed': (dict(label_smoothing=0.2), lambda f, y: formula_of_smoothed(f, y, 0.2)),
@@ -194,17 +194,6 @@ def test_cross_entropy_matches_torch():
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
-class LargestTensor(TorchDispatchMode):
-    """Records the number of elements of the largest tensor that any operation returns."""
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for x in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(x, torch.Tensor):
-                self.numel = max(self.numel, x.numel())
-        return out
-
 
 @pytest.mark.parametrize('name,limit', [('cross_entropy', 1000 * 32), ('squentropy', 1000 * 32), ('mse', 1000 * 16)])
 def test_full_logits_never_exist(name, limit, monkeypatch):
@@ -244,7 +233,8 @@ def test_reported_scale():
 
 
 def test_schedules():
-    """alpha follows its schedule between start and end, and squentropy equals cross-entropy where it is 0; MSE ends at mse_end."""
+    """alpha follows its schedule between start and end, squentropy equals cross-entropy where it is 0, MSE ends at
+    mse_end."""
     for schedule, at_half, at_end in (('constant', 0.4, 0.4), ('linear', 0.2, 0), ('cosine', 0.2, 0), ('step', 0.4, 0)):
         constants = dict(squentropy_weight=0.4, squentropy_schedule=schedule, squentropy_end=0.5)
         for progress, weight in ((0.0, 0.4), (0.25, at_half), (0.5, at_end), (1.0, at_end)):
@@ -267,8 +257,8 @@ def test_loss_settings():
     for name in losses.LOSSES:
         constants = {key: value for key, value in {
             'squentropy_weight': 0.5, 'squentropy_target': 0.5, 'squentropy_centred': True,
-            'squentropy_schedule': 'linear', 'squentropy_start': 0.5, 'squentropy_end': 0.5, 'mse_true_weight': 2.0, 'mse_target': 2.0,
-            'mse_end': 0.1, 'label_smoothing': 0.1, 'z_loss': 0.1, 'true_weight': 2.0}.items()}
+            'squentropy_schedule': 'linear', 'squentropy_start': 0.5, 'squentropy_end': 0.5, 'mse_true_weight': 2.0,
+            'mse_target': 2.0, 'mse_end': 0.1, 'label_smoothing': 0.1, 'z_loss': 0.1}.items()}
         for key, value in constants.items():
             others = {'squentropy_schedule': 'linear'} if key == 'squentropy_end' else {}
             changes = losses.make_loss(name, 11, progress=0.3, **others, **{key: value}) != \
@@ -283,4 +273,4 @@ def test_train_py_knows_the_constants():
     for name in losses.LOSSES:
         known = {setting for condition, *settings in applies for setting in settings
                  if 'loss' in condition and eval(condition, {'loss': name, 'optimizer': 'adamw'})}
-        assert known == set(losses.loss_settings(name)) - {'true_weight'}, name
+        assert known == set(losses.loss_settings(name)), name

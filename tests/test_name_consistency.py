@@ -1,6 +1,7 @@
 """dev/name_consistency.py on stories whose names are known."""
 import re
 
+import torch
 from conftest import ROOT, run
 
 
@@ -22,6 +23,12 @@ def test_counts(tmp_path):
                            '--max_new_tokens=20', '--show=1')
     assert status == 0 and re.search(r'\b2 names in the training text, such as Lily, Tom\b', out), err
     assert re.search(r'val\.bin +2 stories, +3 names after the first sentence, +66\.7% .* in 50% of', out), out
+
+
+    weights = torch.load(tmp_path / 'out/ckpt.pt', weights_only=True)
+    torch.save(weights | {'config': {}}, tmp_path / 'no_data.pt')
+    status, _, err = run(ROOT / 'dev/name_consistency.py', f'--checkpoint={tmp_path}/no_data.pt')
+    assert status == 1 and 'no_data.pt' in err and err.count('\n') == 1  # the data set is not known
 
 
 def test_mistakes(tmp_path):

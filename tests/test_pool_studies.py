@@ -49,6 +49,18 @@ def test_studies_that_cannot_be_pooled(tmp_path):
         assert refused.value.code == expected
 
 
+def test_one_loss(tmp_path):
+    """A study of one loss has means, but no figure of differences."""
+    write_study(tmp_path / 'a.json', [1, 2])
+    results = json.loads((tmp_path / 'a.json').read_text())
+    results['runs']['mse'] = {}  # all diverged
+    (tmp_path / 'a.json').write_text(json.dumps(results))
+    status, out, err = run(ROOT / 'dev/pool_studies.py', tmp_path / 'a.json')
+    assert status == 0 and 'cross_entropy' in out and 'nan' not in out and not err
+    status, out, err = run(ROOT / 'dev/pool_studies.py', tmp_path / 'a.json', f'--figure={tmp_path}/figure.png')
+    assert status == 2 and '--figure' in err and err.count('\n') == 1 and not out
+
+
 def test_labels(tmp_path):
     """There must be one label per loss, all different."""
     write_study(tmp_path / 'a.json', [1, 2])

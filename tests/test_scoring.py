@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import losses
+from conftest import LargestTensor
 from model import GPT, GPTConfig
 from nanoloss import calibration, dataloader, link, scoring, statistics
 from nanoloss.tokenizer import Tokenizer
@@ -168,16 +168,6 @@ def test_scores_do_not_depend_on_the_batch_size(name):
         results.append(score(loss, split, fitted.inverse_temperature[0], fitted.mix[0])[0])
     np.testing.assert_allclose(results[0][:, :3], results[1][:, :3], rtol=1e-3, atol=1e-5)
 
-
-class LargestTensor(TorchDispatchMode):
-    """Records the number of elements of the largest tensor that any operation returns."""
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        tensors = [x for x in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(x, torch.Tensor)]
-        self.numel = max([self.numel, *(x.numel() for x in tensors)])
-        return out
 
 
 def test_never_all_logits(monkeypatch):

@@ -52,6 +52,8 @@ def test_distributions(write):
     ('dropout = [0.1, 0.1]', 'dropout'),
     ('dropout = [0.1, "no"]', 'dropout'),
     ('dropout = (0.0, 1.5)', 'dropout'),  # breaks a rule of train.py
+    ('learning_rate = (1e-4, 1e-1)\nmin_lr = (0.0, 1e-3)', 'min_lr'),  # breaks one at some points of both
+    ('n_embd = [64, 96]\nn_head = [4, 6]', 'n_head'),
     ('block_size = [128, 256]', 'block_size'),
     ('seed = (1, 9)', 'seed'),
     ('out_dir = ["a", "b"]', 'out_dir'),
@@ -62,7 +64,7 @@ def test_bad_space(write, text, name):
     """A mistake gives one line with the flag and the name of the setting."""
     with pytest.raises(ValueError) as caught:
         read(write(text))
-    [message] = caught.value.args if name != 'dropout' else caught.value.args[:1]
+    [message] = caught.value.args[:1] if name in ('dropout', 'n_head') else caught.value.args
     assert '--space=' in message and name in message and '\n' not in message
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from nanoloss import launcher
-from nanoloss.study_plan import STUDIES, known_studies, merge_plan, read_json, read_study
+from nanoloss.study_plan import STUDIES, check_plan, known_studies, merge_plan, read_json, read_study
 
 PLAN = {'declared': {'readout': 'link', 'margin': 0.005}, 'matmul': 'torch', 'seeds': [3, 4], 'data': {'train': 'f1'},
         'settings': {'base': {'loss': 'mse', 'max_iters': 10}, 'other': {'loss': 'cross_entropy', 'max_iters': 10}}}
@@ -64,6 +64,23 @@ def test_damaged_json(tmp_path, capsys):
         read_json(path)
     error = capsys.readouterr().err
     assert str(path) in error and error.count('\n') == 1
+
+
+def test_check_writes_nothing(tmp_path):
+    """check_plan returns the stored plan, may ignore a setting of all arms, and writes nothing."""
+    path, other = tmp_path / 'plan.json', changed('settings', 'other', 'max_iters', value=20)
+    assert check_plan(path, PLAN) == {} and not path.exists()
+    merge_plan(path, PLAN)
+    assert check_plan(path, other, {'max_iters'}) == PLAN == read_json(path)
+    with pytest.raises(SystemExit):
+        check_plan(path, other)
+
+
+def test_arms_without_runs(tmp_path):
+    """A loss whose runs all diverged is not part of the study that is read."""
+    runs = {'a': {'1': {'readouts': {'link': {}}}}, 'b': {}}
+    (tmp_path / 'results.json').write_text(json.dumps({'plan': PLAN, 'runs': runs}))
+    assert read_study(f'{tmp_path}/results.json') == ('link', {'a': {'1': {'link': {}}}})
 
 
 def test_kept_studies():

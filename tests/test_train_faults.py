@@ -76,7 +76,7 @@ def check_same_run(a, b):
 @pytest.mark.parametrize('loss', ['cross_entropy', 'mse', 'squentropy', 'cross_entropy_plus_mse'])
 @pytest.mark.parametrize('threads', [1, 2])
 def test_resume_is_exact(begin, tmp_path, loss, threads):
-    """A run that is killed, stopped and resumed, with dropout and accumulation, ends in the bits of an uninterrupted one."""
+    """A run that is killed, stopped and resumed, with dropout and accumulation, has the bits of one that is not."""
     flags = [f'--loss={loss}', '--lr_decay_iters=30', '--batch_size=8', '--n_embd=32', '--matmul=torch']
     env = {'OMP_NUM_THREADS': str(threads)}
     assert begin(*flags, '--max_iters=30', folder='whole', **env).finish()[0] == 0
@@ -238,7 +238,8 @@ def test_closed_pipe(tiny_data, tmp_path):
 
 
 def check_fault(process, name, folder):
-    """The run exits with status 1 and one line that names the file; the checkpoint is unchanged, no partial file stays."""
+    """The run exits with status 1 and one line with the file's name; the checkpoint is unchanged, no partial file is
+    left."""
     before = (folder / 'ckpt.pt').read_bytes()
     status, _, err = process.finish()
     errors = [line for line in err.splitlines() if not line.startswith('note: ')]  # stdout may be full, too
@@ -421,7 +422,8 @@ def test_cuda_trains_like_the_cpu(begin, tmp_path):
     """In float32 a GPU and a CPU end a short run of each optimizer at the same loss, up to rounding."""
     for optimizer in ('adamw', 'muon'):
         for device in ('cpu', 'cuda'):
-            flags = [f'--device={device}', '--dtype=float32', '--compile=False', f'--optimizer={optimizer}', '--dropout=0']
+            flags = [f'--device={device}', '--dtype=float32', '--compile=False', f'--optimizer={optimizer}',
+                     '--dropout=0']
             status, _, err = begin(*flags, '--max_iters=20', folder=f'{optimizer}-{device}').finish()
             assert status == 0, err
         cpu, cuda = ([m['loss'] for m in read(tmp_path / f'{optimizer}-{device}/metrics.jsonl') if 'loss' in m]

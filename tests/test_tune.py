@@ -280,9 +280,11 @@ def test_different_search(repo):
     (['--storage=sqlite:///nowhere/study.db'], '--storage'),
     (['--study=..'], 'study'),
     (['--init_from=resume'], 'init_from'),
+    (['eval.py'], 'eval_only'),
 ])
 def test_bad_flags(repo, flags, name):
     """A mistake gives one line with the name of the flag, and no journal file is created."""
+    (repo / 'eval.py').write_text('eval_only = True')  # a config file, as nanoGPT has them
     status, _, err = tune(repo, *flags)
     assert status in (1, 2) and name in err and err.count('\n') == 1, err
     assert not (repo / 'typo.log').exists() and not (repo / 'nowhere').exists()
