@@ -54,8 +54,10 @@ def score(loss, split, u=1.0, mix=0.1):
 
 
 @LOSSES
-def test_scores_are_the_written_formulas(name):
+def test_scores_are_the_written_formulas(name, monkeypatch):
     """nats, confidence, Brier score and rank of every token and readout match the formulas in float64."""
+    monkeypatch.setattr(losses, 'chunk_rows', lambda C, device: 20)
+    monkeypatch.setattr(link, 'block_rows', lambda n, C, device: 7)
     split, loss = open_split(tiny_model(), batch_size=3, stride=16), losses.make_loss(name, 256)
     N = len(split.tokens)
     u, mix = np.linspace(0, 1.8, N), np.linspace(0, 1, N)[::-1].copy()
@@ -159,10 +161,13 @@ def test_subset_is_fixed_and_large_enough():
 
 
 @LOSSES
-def test_scores_do_not_depend_on_the_batch_size(name):
-    """Scores and calibration are the same in batches of 1 and of 32 windows, despite padding."""
+def test_scores_do_not_depend_on_the_batch_size(name, monkeypatch):
+    """Scores and calibration are the same in batches of 1 and of 32 windows, despite padding, and in small blocks."""
     model, loss, results = tiny_model(), losses.make_loss(name, 256), []
     for batch_size in (1, 32):
+        if batch_size == 32:
+            monkeypatch.setattr(losses, 'chunk_rows', lambda C, device: 20)
+            monkeypatch.setattr(link, 'block_rows', lambda n, C, device: 7)
         split = open_split(model, batch_size=batch_size)
         fitted = calibration.fit_calibration(loss, split.states)
         results.append(score(loss, split, fitted.inverse_temperature[0], fitted.mix[0])[0])

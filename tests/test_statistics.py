@@ -7,6 +7,8 @@ from scipy import stats
 
 from nanoloss import statistics
 
+CHUNKS = pytest.mark.parametrize('max_random', [statistics.MAX_RANDOM, 1000])  # one chunk, and many
+
 
 def sklearn_ece(confidence, correct, strategy, bins=15):
     """ECE from the reliability curve of scikit-learn and the sizes of its bins."""
@@ -54,8 +56,10 @@ def test_edges_of_calibration_groups():
     assert counts.tolist() == [1, 1, 1, 1] and confidence.tolist() == [0.25, 0.5, 0.75, 1.0]
 
 
-def test_bootstrap_matches_a_loop():
+@CHUNKS
+def test_bootstrap_matches_a_loop(max_random, monkeypatch):
     """The interval of a ratio equals a plain loop over resamples."""
+    monkeypatch.setattr(statistics, 'MAX_RANDOM', max_random)
     generator = np.random.default_rng(1)
     sizes = generator.integers(50, 300, 60)
     sums = sizes * (3 + 0.3 * generator.standard_normal(60))
@@ -85,8 +89,10 @@ def test_bootstrap_covers():
     assert 175 <= covered <= 199
 
 
-def test_sign_flip_matches_enumeration():
+@CHUNKS
+def test_sign_flip_matches_enumeration(max_random, monkeypatch):
     """The p-value approaches the fraction of all 2^n sign patterns that are as extreme, and never reaches 0."""
+    monkeypatch.setattr(statistics, 'MAX_RANDOM', max_random)
     d = np.array([[0.9, -0.2, 0.4, 0.5, -0.1, 0.3, 0.7, -0.6], [1.0] * 8]).T
     signs = np.array(list(itertools.product([1, -1], repeat=8)))
     expected = (abs(signs @ d) >= abs(d.sum(0)) - 1e-12).mean(0)
@@ -119,8 +125,10 @@ def test_detectable_difference_has_its_power():
     assert (p < 0.05).mean() == pytest.approx(0.8, abs=0.01)
 
 
-def test_crossed_bootstrap_matches_a_loop():
+@CHUNKS
+def test_crossed_bootstrap_matches_a_loop(max_random, monkeypatch):
     """The interval equals a plain loop that resamples runs and units, stretched about the mean."""
+    monkeypatch.setattr(statistics, 'MAX_RANDOM', max_random)
     generator = np.random.default_rng(1)
     sizes = generator.integers(5, 50, 40)
     sums = (generator.normal(0.02, 0.05, (4, 1)) + generator.normal(0, 0.3, (1, 40))) * sizes
@@ -147,8 +155,10 @@ def test_crossed_bootstrap_covers(runs):
     assert covered >= 0.92 * 300
 
 
-def test_random_batches_is_normal():
+@CHUNKS
+def test_random_batches_is_normal(max_random, monkeypatch):
     """For many units, the interval is the normal one for a mean of that many draws."""
+    monkeypatch.setattr(statistics, 'MAX_RANDOM', max_random)
     means = np.random.default_rng(2).normal(3, 0.5, 5000)
     half_width = 1.96 * means.std() / np.sqrt(40)
     np.testing.assert_allclose(statistics.random_batches(means, 40, 20_000, 1),

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nanoloss import study_report
+from nanoloss import statistics, study_report
 
 STORIES = np.array([3, 5, 8])  # tokens of each story
 
@@ -34,8 +34,17 @@ def test_paired_differences():
         base = [scores['a'][seed][0]['readouts'][base_readout][measure] for seed in (1, 3)]
         assert found[key]['mean'] == pytest.approx(np.mean(arm) - np.mean(base))
         assert found[key]['p'] == pytest.approx(stats.ttest_rel(arm, base).pvalue)
-    low, high = found['nats']['crossed']
-    assert low < found['nats']['mean'] < high and 'crossed' not in found['ece_mass'] and 'flip' not in found['nats']
+    sums = np.stack([scores['b'][seed][1]['nats'][1] - scores['a'][seed][1]['nats'][1] for seed in (1, 3)])  # link
+    assert found['nats']['crossed'] == pytest.approx(statistics.crossed_bootstrap(sums, STORIES, 499, 1).tolist())
+    assert 'crossed' not in found['ece_mass'] and 'flip' not in found['nats']
+
+
+def test_non_inferiority():
+    """The upper bound in nats is stated, and whether it is below the margin."""
+    found = {'seeds': 2, 'nats': statistics.paired_t([0.001, 0.003])}
+    upper = found['nats']['upper99']
+    lines = [study_report.difference_section('b minus a', found, m * upper, 'stories')[-1] for m in (0.99, 1.01)]
+    assert ['not' in line for line in lines] == [True, False] and all(f'{upper:+.4f}' in line for line in lines)
 
 
 def test_sign_flips_from_eight_pairs():
