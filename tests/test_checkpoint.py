@@ -24,7 +24,8 @@ from nanoloss.tokenizer import Tokenizer
 
 SHAPE = {'block_size': 8, 'vocab_size': 256, 'n_layer': 1, 'n_head': 2, 'n_embd': 8, 'bias': True}
 CONFIG = {**SHAPE, 'dataset': 'x', 'seed': 1, 'loss': 'squentropy', 'squentropy_weight': 1.0, 'optimizer': 'adamw',
-          'dropout': 0.0, 'learning_rate': 1e-3, 'init_from': 'scratch', 'out_dir': 'a'}
+          'dropout': 0.0, 'learning_rate': 1e-3, 'init_from': 'scratch', 'out_dir': 'a', 'batch_size': 4,
+          'gradient_accumulation_steps': 1, 'muon_beta2': 0.0}
 DATA = {'source': 'a test', 'tokens': {'train': 9}, 'fingerprint': {'train': 'abc'}}
 ENVIRONMENT = {'torch': 'x', 'world_size': 1}
 TRAIN_STATE = {'last_eval': 2, 'evals_since_best': 0, 'train_seconds': 1.5, 'wandb_run_id': ''}
@@ -458,15 +459,21 @@ def test_schedule_of_nanogpt(path):
     assert resume(path, CONFIG | {'lr_schedule': 'cosine', 'random_windows': False})[-1] == []
     *_, (change,) = resume(path, CONFIG | {'random_windows': True})
     assert 'random_windows' in change
+    edit(lambda c: c.update(data={}))(path)  # nanoGPT does not record the data, and draws windows at random
+    assert resume(path, CONFIG | {'random_windows': True}, {})[-1] == []
+    *_, (change,) = resume(path, CONFIG | {'random_windows': False}, {})
+    assert 'random_windows' in change
 
 
 @pytest.mark.parametrize('config,data,name', [
     ({'loss': 'mse'}, DATA, 'loss'), ({'dropout': 0.1}, DATA, 'dropout'), ({'seed': 2}, DATA, 'seed'),
     ({'squentropy_weight': 0.5}, DATA, 'squentropy_weight'), ({'optimizer': 'muon'}, DATA, 'optimizer'),
-
+    ({'batch_size': 8}, DATA, 'batch_size'), ({'block_size': 4}, DATA, 'block_size'),
+    ({'gradient_accumulation_steps': 2}, DATA, 'gradient_accumulation_steps'),
+    ({'muon_beta2': 0.9}, DATA, 'muon_beta2'),
     ({}, DATA | {'fingerprint': {'train': '0'}}, 'data')])
 def test_resume_as_another_run(path, config, data, name):
-    """A checkpoint cannot be resumed with another loss, dropout, seed, optimizer or data set."""
+    """A checkpoint cannot be resumed with another loss, dropout, seed, optimizer, batch or data set."""
     with pytest.raises(ValueError) as e:
         resume(path, CONFIG | config, data)
     assert all(text in str(e.value) for text in ('ckpt.pt', name, '--init_from=')) and '\n' not in str(e.value)
@@ -528,7 +535,7 @@ def test_wandb_run_id_costs_no_optimizer(path, saved):
 
 
 def test_no_wandb_run_id(path):
-    """The same without an id."""
+    """A checkpoint without a W&B id resumes with an empty one."""
     edit(lambda c: c['train_state'].pop('wandb_run_id'))(path)
     assert resume(path)[2]['wandb_run_id'] == ''
 

@@ -220,8 +220,11 @@ def test_equal_seconds(tiny_data, tmp_path):
 TRAIN = """
 import json
 from pathlib import Path
+if learning_rate > 1:
+    raise SystemExit(3)
 folder = Path(out_dir)
 folder.mkdir(parents=True, exist_ok=True)
+(folder / 'init_from').write_text(init_from)
 (folder / 'ckpt.pt').write_text('state')
 with open(folder / 'metrics.jsonl', 'w') as f:
     for i in range(3):
@@ -265,15 +268,17 @@ def test_seeds_and_blocks(repo):
     status, out, err = run(repo / 'compare.py', *IDS, '--losses=mse,a=mse:block_size=16', cwd=repo)
     assert status == 2 and 'block_size' in err and err.count('\n') == 1 and not (repo / 'results').exists(), err
     status, out, err = run(repo / 'compare.py', *IDS, '--losses=mse,a=mse:batch_size=3', '--seeds=2', '--first_seed=7',
-                           cwd=repo)
+                           '--budget=tokens:1024', cwd=repo)
     assert status == 0 and err == '', err
+    plan = json.loads((repo / 'results/s/plan.json').read_text())
+    assert {arm: settings['max_iters'] for arm, settings in plan['settings'].items()} == {'mse': 4, 'a': 11}
     folder = repo / 'results/s'
     logs = {path.parent.name: path.read_text() for path in folder.glob('runs/*/metrics.jsonl')}
     seeds = {name: {json.loads(line)['seed'] for line in log.splitlines()} for name, log in logs.items()}
     assert {json.loads(line)['windows'] for log in logs.values() for line in log.splitlines()} == {160}
     assert seeds == {'mse-7': {7}, 'mse-8': {8}, 'a-7': {7}, 'a-8': {8}}
     for text in (out, (folder / 'table.md').read_text(), (folder / 'results.json').read_text()):
-        assert '3 blocks of 32 tokens' in text and 'and stories' not in text
+        assert '3 blocks of 32 tokens' in text
     assert not (folder / 'stories.md').exists() and (folder / 'frequency.png').exists()
     status, out, err = run(repo / 'compare.py', *IDS, '--losses=mse,b=mse', '--block_size=16', cwd=repo)
     assert status == 1 and 'block_size' in err and err.count('\n') == 1, err
@@ -287,17 +292,34 @@ def test_arms_on_different_devices(repo):
     assert [(repo / f'results/s/runs/{name}-1/device').read_text() for name in 'ab'] == ['cpu', 'auto']
 
 
+def test_diverged_and_resumed_runs(repo):
+    """A run that diverges is counted and not repeated; one that was not evaluated resumes from its checkpoint."""
+    flags, runs = [*IDS, '--losses=mse,b=mse:learning_rate=2', '--seeds=1'], repo / 'results/s/runs'
+    for first in ('scratch', 'resume'):
+        status, _, err = run(repo / 'compare.py', *flags, cwd=repo)
+        assert status == 0 and err == '', err
+        assert json.loads((repo / 'results/s/results.json').read_text())['runs']['b'] == {}
+        assert '1 diverged' in (repo / 'results/s/table.md').read_text()
+        assert (runs / 'mse-1/init_from').read_text() == first
+        (runs / 'mse-1/val.json').unlink()
+        (repo / 'train.py').write_text((repo / 'train.py').read_text().replace('> 1:', '> 9:'))
+
+
 def test_stories_of_the_first_finished_seed(repo, tiny_data):
-    """Stories come from the first seed that all losses have finished, on whichever split it was scored."""
+    """Stories come from the first seed that all losses have finished, on whichever split it was scored. The report of
+    test.bin does not replace that of val.bin."""
     (repo / 'sample.py').write_text(settings_of('sample.py') + '\nprint(checkpoint)')
     flags = ['--name=s', '--each=', f'--dataset={tiny_data}', '--bootstrap=9', '--max_iters=2', '--matmul=torch',
              '--seeds=1']
+    tables = []
     for more, seed in (('--losses=mse', 1), ('--losses=mse --first_seed=2 --split=test', 1),
                        ('--losses=mse,b=mse --first_seed=3', 3)):
         status, _, err = run(repo / 'compare.py', *flags, *more.split(), cwd=repo)
         assert status == 0 and err == '', err
         text = (repo / 'results/s/stories.md').read_text()
         assert f'runs/mse-{seed}/ckpt.pt' in text and text.count('ckpt.pt') == (2 if 'b=mse' in more else 1)
+        tables.append((repo / 'results/s/table.md').read_text())
+    assert tables[0] == tables[1] and (repo / 'results/s/table-test.md').exists()
 
 
 @pytest.mark.slow

@@ -19,13 +19,13 @@ from nanoloss.checkpoint import describe_model, save_checkpoint
 from nanoloss.tokenizer import Tokenizer, train_bpe
 
 
-def save(path, loss='cross_entropy', tokenizer=None, dataset='', train_tokens=0, **model_options):
+def save(path, loss='cross_entropy', tokenizer=None, dataset='', train_tokens=0, data=None, **model_options):
     """Save an untrained model as a checkpoint; return the model."""
     tokenizer = tokenizer or Tokenizer('byte')
     model = tiny_model(tokenizer.vocab_size, **model_options)
     coefficients = losses.make_loss(loss, tokenizer.vocab_size)
     save_checkpoint({**describe_model(model, tokenizer, loss, coefficients), 'iter_num': 7, 'best_val_loss': 2.5,
-                     'data': {}, 'config': {'dataset': str(dataset), 'train_tokens': train_tokens}}, path)
+                     'data': data or {}, 'config': {'dataset': str(dataset), 'train_tokens': train_tokens}}, path)
     return model
 
 
@@ -54,6 +54,15 @@ def evaluate(*flags):
     status, out, err = run('evaluate.py', '--json=True', '--device=cpu', '--bootstrap=499', *flags)
     assert status == 0, err
     return json.loads(out)
+
+
+def test_other_validation_stories(data, tmp_path):
+    """A val.bin that is not that of the training is pointed out in one line, since it may hold training stories."""
+    right = dataloader.fingerprint(dataloader.open_bin(data, 'val', dataloader.read_meta(data)))
+    for fingerprint, lines in ((right, 0), ('x', 1)):
+        save(tmp_path / 'm.pt', dataset=data, data={'fingerprint': {'val': fingerprint}})
+        status, _, err = run('evaluate.py', f'--checkpoint={tmp_path}/m.pt', '--device=cpu', '--bootstrap=9')
+        assert status == 0 and err.count('\n') == lines and ('m.pt' in err) == bool(lines), err
 
 
 @torch.no_grad()

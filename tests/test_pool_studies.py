@@ -12,7 +12,8 @@ from dev import pool_studies
 def write_study(path, seeds, declared='link'):
     """Write a results.json with random figures of two arms and return the differences in nats, one per seed."""
     generator = np.random.default_rng(seeds[0])
-    runs = {arm: {str(seed): {'readouts': {declared: {key: generator.random() for key in pool_studies.MEASURES}}}
+    runs = {arm: {str(seed): {'readouts': {readout: {key: generator.random() for key in pool_studies.MEASURES}
+                                           for readout in (declared, 'calibrated')}}
                   for seed in seeds} for arm in ('cross_entropy', 'mse')}
     path.write_text(json.dumps({'plan': {'declared': {'readout': declared}}, 'runs': runs}))
     return [runs['mse'][str(seed)]['readouts'][declared]['nats'] -
@@ -37,6 +38,12 @@ def test_pooled_figures(tmp_path):
     low, high = pooled.confidence_interval(0.95)
     assert 'the other minus CE' in out and 'cross_entropy' not in out
     assert f'{np.mean(a + b):+.4f} [{low:+.4f}, {high:+.4f}] p = {pooled.pvalue:.2g}' in out
+    for measure, arm_readout in (('nats per token, baseline calibrated', 'link'),
+                                 ('nats per token, both calibrated', 'calibrated')):
+        d = [runs['mse'][key][arm_readout]['nats'] - runs['cross_entropy'][key]['calibrated']['nats']
+             for key in differences]
+        line = next(line for line in out.splitlines() if line.startswith(measure))
+        assert f'{np.mean(d):+.4f}' in line and f'p = {stats.ttest_1samp(d, 0).pvalue:.2g}' in line
 
 
 def test_studies_that_cannot_be_pooled(tmp_path):

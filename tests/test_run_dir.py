@@ -180,7 +180,7 @@ WANDB_IDS = ['exp.v1', 'a b', '..', 'größe', 'a%b', 'A_b-9', 'x' * 128, '../..
 
 @pytest.mark.parametrize('run_id', WANDB_IDS)
 def test_wandb_ids(run_id):
-    """The ids that W&B's own settings accept."""
+    """is_wandb_id() accepts exactly the ids that W&B's own settings accept."""
     wandb = pytest.importorskip('wandb')
     try:
         wandb.Settings(run_id=run_id)

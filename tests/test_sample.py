@@ -50,9 +50,10 @@ def test_stories_depend_on_the_seed(run_dir):
 
 
 def test_greedy(run_dir):
-    """Temperature 0 does not depend on the seed."""
-    flags = '--temperature=0', '--num_samples=1'
-    assert sample(run_dir, *flags) == sample(run_dir, *flags, '--seed=9')
+    """Temperature 0 does not depend on the seed, and writes what the likeliest token alone does."""
+    greedy = sample(run_dir, '--temperature=0', '--num_samples=1')
+    for flag in ('--temperature=0', '--top_k=1', '--top_p=1e-9'):
+        assert sample(run_dir, flag, '--num_samples=1', '--seed=9') == greedy
 
 
 @pytest.mark.cuda

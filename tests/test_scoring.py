@@ -150,6 +150,11 @@ def test_units_partition_the_tokens(stride):
     assert (seen == split.states.positions()).all() and sorted(seen) == list(range(split.bounds[0], split.bounds[-1]))
 
 
+def test_text_bytes_of_many_stories():
+    """Every story has its own bytes, also beyond the first 16,384 stories."""
+    assert open_split(tiny_model(), ['ab', 'c'] * 10_000).text_bytes(Tokenizer('byte')).tolist() == [2, 1] * 10_000
+
+
 def test_subset_is_fixed_and_large_enough():
     """A subset has the same whole windows each time, at least as many tokens as asked, and is the whole if small."""
     split = open_split(tiny_model(), TEXTS * 9)
