@@ -157,30 +157,35 @@ def survive(begin, tmp_path, kills, seed):
 
 KILL = '''
 import os, runpy, signal, sys
+import torch
 sys.path[0] = '.'
 name, number = sys.argv.pop(1), int(sys.argv.pop(1))
-calls, function = [], getattr(os, name)
+module = torch if name == 'save' else os
+calls, function = [], getattr(module, name)
 
 def call_or_die(*arguments):
     calls.append(arguments)
     if len(calls) == number:
+        if name == 'save':
+            arguments[1].write(b'a part')
+            arguments[1].flush()
         os.kill(os.getpid(), signal.SIGKILL)
     return function(*arguments)
 
-setattr(os, name, call_or_die)
+setattr(module, name, call_or_die)
 runpy.run_path('train.py', run_name='__main__')
 '''
 
 
 def test_kills_during_a_save(begin, tiny_data, tmp_path):
-    """A run that is killed before any flush or rename of its saves leaves only complete checkpoints, never an older
+    """A run that is killed while it writes, flushes or renames a checkpoint leaves only complete ones, never an older
     one, and ends in the bits of an uninterrupted run."""
     (tmp_path / 'kill.py').write_text(KILL)
     folder, last = tmp_path / 'run', -1
     flags = ['--max_iters=6', '--eval_interval=2', '--keep_checkpoints=2', '--log_interval=1', '--matmul=torch']
     assert begin(*flags, folder='whole').finish()[0] == 0
-    for name in ('fsync', 'replace'):
-        for number in range(1, 6):
+    for name in ('save', 'fsync', 'replace'):
+        for number in range(1, 5):
             status, _, err = run(tmp_path / 'kill.py', name, number, *STEADY, f'--dataset={tiny_data}',
                                  f'--out_dir={folder}', *flags, '--init_from=auto')
             assert status in (0, 137), err
