@@ -96,7 +96,7 @@ def test_resume_is_exact(begin, tmp_path, loss, threads):
 
 def test_scaler_and_patience_resume(begin, tmp_path):
     """The state of the gradient scaler and the count of evaluations without improvement survive a stop."""
-    flags = ['--dtype=float16', '--device=cpu', '--patience=50', '--min_delta=100', '--max_iters=1000']
+    flags = ['--dtype=float16', '--device=cpu', '--patience=25', '--min_delta=100', '--max_iters=1000']
     assert begin(*flags, folder='whole').finish()[0] == 0
     process = begin(*flags)
     wait_for(reached(process, 10))
@@ -106,7 +106,7 @@ def test_scaler_and_patience_resume(begin, tmp_path):
     assert status == 0, err
     check_same_run(tmp_path / 'whole', tmp_path / 'run')
     saved = load_checkpoint(tmp_path / 'run/ckpt.pt')
-    assert saved['iter_num'] == 200 == saved['scaler']['_growth_tracker']
+    assert saved['iter_num'] == 100 == saved['scaler']['_growth_tracker']
 
 
 def test_resume_reports_changes(begin, tmp_path):
