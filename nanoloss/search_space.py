@@ -57,13 +57,15 @@ def read_space(path, settings, defaults, rules, applies):
                 space[name] = parse_distribution(values, type(defaults[name]))
             except ValueError as e:
                 errors.append(f'{where}: {e}')
-    for rule in rules:  # at the end points of all settings that it names
+    for rule in rules:  # at the end points of all settings that it names; the first point that breaks it is reported
         expression = rule if isinstance(rule, str) else rule[0]
         named = [name for name in space if re.search(rf'\b{name}\b', expression)]
         for values in itertools.product(*(end_points(space[name]) for name in named)) if named else ():
             point = dict(zip(named, values, strict=True))
-            text = ', '.join(f'{name} = {value!r}' for name, value in point.items())
-            errors += [f'--space={path}: {text}: {line}' for line in broken_rules([rule], {**settings, **point})]
+            if lines := broken_rules([rule], {**settings, **point}):
+                text = ', '.join(f'{name} = {value!r}' for name, value in point.items())
+                errors.append(f'--space={path}: {text}: {lines[0]}')
+                break
     points = [(name, value) for name in space for value in end_points(space[name])]
     for condition, *names in applies:
         if any(broken_rules([condition], {**settings, name: value}) for name, value in points):
