@@ -37,7 +37,7 @@ sample_tokens = min(sample_tokens, 10)
 FLAGS = {
     'train.py': 'SETTINGS',
     'tune.py': 'SETTINGS --trials=2 --budget_seconds=0 --iters=8',
-    'compare.py': 'SETTINGS --budget=iters:8 --seeds=2 --bootstrap=99',
+    'compare.py': 'SETTINGS --budget=iters:8 --seeds=2',
     'evaluate.py': '--bootstrap=99',
     'sample.py': '--max_new_tokens=20',
     'bench.py': '--rounds=1 --seconds=0.1',

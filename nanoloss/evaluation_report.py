@@ -89,7 +89,7 @@ def format_comparison(result, resamples):
                 low, high = readout[key]['interval']
                 lines.append(f"{title:16}{name:12}{readout[key]['difference']:+10.4f}  [{low:+.4f}, {high:+.4f}]  "
                              f"p = {readout[key]['p']:.4f}")
-    lines.append(f"p: sign-flip test over {result['mode']}, (b + 1) / (B + 1) with B = {resamples:,}. This compares "
+    lines.append(f"p: sign-flip test over {result['mode']}, {resamples:,} random flips or, if fewer, all. This compares "
                  'two checkpoints,\nnot two losses: training with another seed gives other checkpoints.')
     return '\n'.join(lines)
 

@@ -2,6 +2,7 @@
 
 The resampling unit is the story, not the token, because the tokens of a story are correlated.
 """
+import itertools
 import math
 
 import numpy as np
@@ -76,42 +77,44 @@ def sign_flip(differences, resamples, seed):
     """Return two-sided p-values (k,) of the sign-flip test for paired differences (units, k).
 
     p is the probability that random signs of the units move the sum at least as far from zero as the observed sum.
-    It is estimated as (b + 1) / (B + 1), which counts the observed signs (Phipson & Smyth 2010).
+    All signs are enumerated if there are no more than `resamples` of them. Otherwise p is estimated as
+    (b + 1) / (B + 1), which counts the observed signs (Phipson & Smyth 2010).
     """
     differences = np.asarray(differences, np.float64)
-    generator = rng.generator(rng.RESAMPLE, seed, 1)
+    units = len(differences)
     # the tolerance lets a flip of all signs tie with the observed sum despite rounding
     observed = abs(differences.sum(0)) - 1e-12 * abs(differences).sum(0)
+    if 2**units <= resamples:
+        signs = np.array(list(itertools.product((-1.0, 1.0), repeat=units)))
+        return (abs(signs @ differences) >= observed).mean(0)
+    generator = rng.generator(rng.RESAMPLE, seed, 1)
     as_extreme = np.zeros(differences.shape[1], np.int64)
-    for n in _chunk_sizes(resamples, len(differences)):
-        signs = 2.0 * generator.integers(2, size=(n, len(differences)), dtype=np.int8) - 1
+    for n in _chunk_sizes(resamples, units):
+        signs = 2.0 * generator.integers(2, size=(n, units), dtype=np.int8) - 1
         as_extreme += (abs(signs @ differences) >= observed).sum(0)
     return (as_extreme + 1) / (resamples + 1)
 
 
-def crossed_bootstrap(sums, sizes, resamples, seed, level=0.95):
+def crossed_interval(sums, sizes, level=0.95):
     """Return an interval (2,) of the mean over runs of (sum of the sums of a run) / (sum of sizes).
 
-    Runs and units are both resampled, and all runs share the same units (Owen 2007, the pigeonhole bootstrap). The
-    percentile interval is stretched about the mean by the ratio of Student's t to the normal quantile, because
-    plain percentiles of two or three runs cover only 60 to 80 %.
+    Both runs and units are samples, and all runs share the same units. The half-width is sqrt(t_r^2 v_r + t_u^2 v_u),
+    with the variances of the mean over runs and over units and Student's t for each (Banerjee 1960), which covers at
+    least `level` however few runs there are. What runs and units vary in together counts in both variances.
 
     Args:
-        sums: (runs, units), of at least two runs.
+        sums: (runs, units), at least two of each.
         sizes: (units,).
     """
     from scipy import stats  # imported late: it takes half a second
-    generator = rng.generator(rng.RESAMPLE, seed, 2)
     runs, units = sums.shape
-    means = []
-    for n in _chunk_sizes(resamples, units):
-        counts = _resample_counts(generator, n, units)
-        ratios = (counts @ sums.T) / (counts @ sizes)[:, None]
-        means.append(np.take_along_axis(ratios, generator.integers(runs, size=(n, runs)), 1).mean(1))
-    tail = (1 - level) / 2
-    stretch = stats.t.ppf(1 - tail, runs - 1) / stats.norm.ppf(1 - tail) * math.sqrt(runs / (runs - 1))
-    mean = sums.sum() / sizes.sum() / runs
-    return mean + stretch * (np.quantile(np.concatenate(means), [tail, 1 - tail]) - mean)
+    ratios = sums.sum(1) / sizes.sum()
+    mean = ratios.mean()
+    residuals = (sums.mean(0) - mean * sizes) / sizes.sum()  # the linearized ratio; their sum is zero
+    variances = ratios.var(ddof=1) / runs, units / (units - 1) * (residuals**2).sum()
+    t = stats.t.ppf((1 + level) / 2, [runs - 1, units - 1])
+    half_width = math.sqrt(t**2 @ variances)
+    return np.array([mean - half_width, mean + half_width])
 
 
 def random_batches(means, batch_units, resamples, seed, level=0.95):

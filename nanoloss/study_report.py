@@ -22,11 +22,8 @@ CALIBRATED_MEASURES = {f'{measure}_calibrated': f'{MEASURES[measure]}, baseline 
                        for measure in ('nats', 'brier', 'ece_mass')}
 
 
-def paired_differences(scores, readout, bootstrap):
+def paired_differences(scores, readout):
     """Compare each arm with the baseline over the seeds that both have.
-
-    Args:
-        bootstrap: number of resamples for 'crossed'.
 
     Returns:
         {arm: {'seeds': number of pairs, measure: statistics.paired_t of the differences}}. Measures of
@@ -54,7 +51,8 @@ def paired_differences(scores, readout, bootstrap):
                 sums = np.stack([scores[arm][seed][1][measure][i] - scores[base][seed][1][measure][i]
                                  for seed in common])  # (seeds, stories)
                 sizes = scores[base][common[0]][1]['tokens']
-                found['crossed'] = statistics.crossed_bootstrap(sums, sizes, bootstrap, 1).tolist()
+                if len(sizes) > 1:
+                    found['crossed'] = statistics.crossed_interval(sums, sizes).tolist()
     return differences
 
 
@@ -163,7 +161,10 @@ def settings_section(settings):
     for arm, texts in changed.items():
         own = [text for text in texts if text not in common]
         lines.append(f'- {arm}: ' + ', '.join([f'loss={settings[arm]["loss"]}', *own]))
-    return [*lines, f'- common settings: {", ".join(common) or "the defaults of train.py"}']
+    lines.append(f'- common settings: {", ".join(common) or "the defaults of train.py"}')
+    if any(values.get('init_from', 'scratch') != 'scratch' for values in settings.values()):
+        lines.append('- the shape of the model is that of the init_from checkpoint')
+    return lines
 
 
 def format_stories(stories, seed):

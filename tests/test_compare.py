@@ -14,7 +14,7 @@ from nanoloss.study_report import READOUTS
 
 SHAPE = ['--n_layer=1', '--n_embd=16', '--n_head=2']
 SMALL = [*SHAPE, '--block_size=32', '--eval_iters=1', '--batch_size=2', '--evaluations=2', '--budget=iters:4',
-         '--bootstrap=99', '--num_samples=1', '--each=', '--name=s']
+         '--num_samples=1', '--each=', '--name=s']
 
 
 def matmul_of(folder):
@@ -258,7 +258,7 @@ def repo(tmp_path):
     return tmp_path
 
 
-IDS = ['--name=s', '--each=', '--dataset=ids', '--vocab_size=1000', '--bootstrap=9', '--block_size=32', '--max_iters=2',
+IDS = ['--name=s', '--each=', '--dataset=ids', '--vocab_size=1000', '--block_size=32', '--max_iters=2',
        '--matmul=torch']
 
 
@@ -309,7 +309,7 @@ def test_stories_of_the_first_finished_seed(repo, tiny_data):
     """Stories come from the first seed that all losses have finished, on whichever split it was scored. The report of
     test.bin does not replace that of val.bin."""
     (repo / 'sample.py').write_text(settings_of('sample.py') + '\nprint(checkpoint)')
-    flags = ['--name=s', '--each=', f'--dataset={tiny_data}', '--bootstrap=9', '--max_iters=2', '--matmul=torch',
+    flags = ['--name=s', '--each=', f'--dataset={tiny_data}', '--max_iters=2', '--matmul=torch',
              '--seeds=1']
     tables = []
     for more, seed in (('--losses=mse', 1), ('--losses=mse --first_seed=2 --split=test', 1),

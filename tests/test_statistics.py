@@ -91,17 +91,18 @@ def test_bootstrap_covers():
 
 @CHUNKS
 def test_sign_flip_matches_enumeration(max_random, monkeypatch):
-    """The p-value approaches the fraction of all 2^n sign patterns that are as extreme, and never reaches 0."""
+    """p is the fraction of all 2^n sign patterns that are as extreme, exactly if they are few enough to enumerate."""
     monkeypatch.setattr(statistics, 'MAX_RANDOM', max_random)
-    d = np.array([[0.9, -0.2, 0.4, 0.5, -0.1, 0.3, 0.7, -0.6], [1.0] * 8]).T
-    signs = np.array(list(itertools.product([1, -1], repeat=8)))
-    expected = (abs(signs @ d) >= abs(d.sum(0)) - 1e-12).mean(0)
-    np.testing.assert_allclose(statistics.sign_flip(d, 40000, seed=0), expected, atol=0.01)
+    d = np.array([[0.9, -0.2, 0.4, 0.5, -0.1, 0.3, 0.7, -0.6, 0.2, 0.8], [1.0] * 10, [0.0] * 10]).T
+    exact = stats.permutation_test((d,), lambda x, axis: x.sum(axis), permutation_type='samples',
+                                   n_resamples=np.inf).pvalue
+    np.testing.assert_allclose(statistics.sign_flip(d, 2**10, seed=0), exact)
+    random = [statistics.sign_flip(d, 2**10 - 1, seed) for seed in range(40)]
+    np.testing.assert_allclose(np.mean(random, 0), exact, atol=0.01)
     # of four differences of the same sign, 2 of 16 patterns are as extreme, whatever the rounding of the sums
     for d in np.random.default_rng(0).random((100, 4, 1)):
-        assert statistics.sign_flip(d, 5000, seed=0) == pytest.approx(2 / 16, abs=0.02)
-    assert statistics.sign_flip(np.zeros((5, 1)), 99, seed=0) == 1
-    assert statistics.sign_flip(np.ones((50, 1)), 99, seed=0) == 1 / 100
+        assert statistics.sign_flip(d, 16, seed=0) == 2 / 16
+    assert statistics.sign_flip(np.ones((50, 1)), 99, seed=0) == 1 / 100  # a random p is never 0
 
 
 def test_paired_t_is_scipys():
@@ -125,34 +126,37 @@ def test_detectable_difference_has_its_power():
     assert (p < 0.05).mean() == pytest.approx(0.8, abs=0.01)
 
 
-@CHUNKS
-def test_crossed_bootstrap_matches_a_loop(max_random, monkeypatch):
-    """The interval equals a plain loop that resamples runs and units, stretched about the mean."""
-    monkeypatch.setattr(statistics, 'MAX_RANDOM', max_random)
+def test_crossed_interval_of_one_source_of_noise():
+    """If only runs differ, the interval is that of a t-test over runs; if only units do, of one over units."""
     generator = np.random.default_rng(1)
-    sizes = generator.integers(5, 50, 40)
-    sums = (generator.normal(0.02, 0.05, (4, 1)) + generator.normal(0, 0.3, (1, 40))) * sizes
-    means = []
-    for _ in range(4000):
-        units, runs = generator.integers(40, size=40), generator.integers(4, size=4)
-        means.append(np.mean([sums[run, units].sum() / sizes[units].sum() for run in runs]))
-    mean = sums.sum() / sizes.sum() / 4
-    stretch = stats.t.ppf(0.975, 3) / 1.96 * (4 / 3)**0.5
-    expected = mean + stretch * (np.quantile(means, [0.025, 0.975]) - mean)
-    np.testing.assert_allclose(statistics.crossed_bootstrap(sums, sizes, 4000, 1), expected, atol=0.01)
+    sizes = np.full(40, 7)
+    for shape, axis in (((4, 1), 1), ((1, 40), 0)):
+        sums = generator.normal(0.02, 0.3, shape) * np.ones((4, 40)) * sizes
+        expected = stats.ttest_1samp((sums / sizes).mean(axis), 0).confidence_interval()
+        np.testing.assert_allclose(statistics.crossed_interval(sums, sizes), expected)
 
 
-@pytest.mark.parametrize('runs', [2, 3, 8])
-def test_crossed_bootstrap_covers(runs):
-    """95 % intervals contain the true mean in at least 92 % of 300 simulations, even with two runs."""
+def test_crossed_interval_of_units_of_different_size():
+    """If all runs are equal, the interval agrees with the bootstrap of the ratio over units."""
+    generator = np.random.default_rng(1)
+    sizes = generator.integers(5, 300, 500)
+    sums = (3 + 0.3 * generator.standard_normal(500)) * sizes
+    expected = statistics.bootstrap(sums[:, None], sizes, 5000, seed=1)[0]
+    np.testing.assert_allclose(statistics.crossed_interval(np.stack([sums] * 3), sizes), expected, atol=0.004)
+
+
+@pytest.mark.parametrize('runs', [2, 3, 12])
+@pytest.mark.parametrize('over_runs, over_units, over_both', [(0.05, 0.1, 0.1), (0, 0.1, 0), (0, 0, 0.3)])
+def test_crossed_interval_covers(runs, over_runs, over_units, over_both):
+    """95 % intervals contain the true mean in at least 92 % of 400 simulations, whatever the noise comes from."""
     generator = np.random.default_rng(runs)
-    sizes, covered = np.full(50, 10), 0
-    for seed in range(300):
-        noise = generator.normal(0, 0.05, (runs, 1)) + generator.normal(0, 0.1, 50)
-        noise = noise + generator.normal(0, 0.1, (runs, 50))
-        low, high = statistics.crossed_bootstrap((0.02 + noise) * sizes, sizes, 400, seed)
+    sizes, covered = generator.integers(50, 350, 200), 0
+    for _ in range(400):
+        noise = generator.normal(0, over_runs, (runs, 1)) + generator.normal(0, over_units, 200)
+        noise = noise + generator.normal(0, over_both, (runs, 200))
+        low, high = statistics.crossed_interval((0.02 + noise) * sizes, sizes)
         covered += low <= 0.02 <= high
-    assert covered >= 0.92 * 300
+    assert covered >= 0.92 * 400
 
 
 @CHUNKS

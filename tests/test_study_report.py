@@ -24,7 +24,7 @@ def test_paired_differences():
     generator = np.random.default_rng(3)
     scores = {'a': {seed: made_up_run(generator) for seed in (1, 2, 3)},
               'b': {seed: made_up_run(generator) for seed in (1, 3, 4)}}
-    found = study_report.paired_differences(scores, 'link', 499)['b']
+    found = study_report.paired_differences(scores, 'link')['b']
     assert found['seeds'] == 2
     for key, measure, base_readout in (('nats', 'nats', 'link'), ('ece_mass', 'ece_mass', 'link'),
                                        ('nats_calibrated', 'nats', 'calibrated'),
@@ -35,8 +35,16 @@ def test_paired_differences():
         assert found[key]['mean'] == pytest.approx(np.mean(arm) - np.mean(base))
         assert found[key]['p'] == pytest.approx(stats.ttest_rel(arm, base).pvalue)
     sums = np.stack([scores['b'][seed][1]['nats'][1] - scores['a'][seed][1]['nats'][1] for seed in (1, 3)])  # link
-    assert found['nats']['crossed'] == pytest.approx(statistics.crossed_bootstrap(sums, STORIES, 499, 1).tolist())
+    assert found['nats']['crossed'] == pytest.approx(statistics.crossed_interval(sums, STORIES).tolist())
     assert 'crossed' not in found['ece_mass'] and 'flip' not in found['nats']
+
+
+def test_shape_of_fine_tuned_models():
+    """If the weights come from a checkpoint, the report does not claim the default shape."""
+    settings = {arm: {'loss': arm, 'learning_rate': 4e-3} for arm in ('mse', 'squentropy')}
+    lines = study_report.settings_section(settings)
+    settings['mse']['init_from'] = 'm.pt'
+    assert len(study_report.settings_section(settings)) == len(lines) + 1
 
 
 def test_non_inferiority():
@@ -51,7 +59,7 @@ def test_sign_flips_from_eight_pairs():
     """With eight pairs the p-value of all 2^8 sign flips is reported next to the t-test's."""
     generator = np.random.default_rng(4)
     scores = {arm: {seed: made_up_run(generator) for seed in range(8)} for arm in 'ab'}
-    found = study_report.paired_differences(scores, 'softmax', 99)['b']['top1']
+    found = study_report.paired_differences(scores, 'softmax')['b']['top1']
     d = [scores['b'][seed][0]['readouts']['softmax']['top1'] - scores['a'][seed][0]['readouts']['softmax']['top1']
          for seed in range(8)]
     exact = stats.permutation_test((d,), np.mean, permutation_type='samples', n_resamples=np.inf).pvalue
@@ -68,7 +76,7 @@ def test_table_and_figures(tmp_path):
     settings = {'max_iters': 3, 'batch_size': 2, 'gradient_accumulation_steps': 1, 'block_size': 32}
     plan = {'declared': {'readout': 'link', 'margin': 0.005}, 'seeds': [1, 2],
             'settings': {arm: {**settings, 'loss': arm, 'learning_rate': 0.125} for arm in scores}}
-    differences = study_report.paired_differences(scores, 'link', 99)
+    differences = study_report.paired_differences(scores, 'link')
     about = study_report.describe_study(plan, scores, 'stories', '', 1, 'val')
     assert '192' in about  # tokens per run
     diverged = {'cross_entropy': 0, 'squentropy': 1, 'mse': 2}
