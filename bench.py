@@ -400,7 +400,7 @@ def start_rows():
 
         def load():
             starts = dataloader.train_windows(len(tokens), 256, seed=1, start=next(first_window), count=16)
-            dataloader.read_windows(tokens, starts, 256)
+            dataloader.load_windows(tokens, starts, 256)
         times = timeit.repeat(load, number=1, repeat=200)
         yield {'name': 'data loading, an iteration of 16 windows', 'ours': 1000 * median(times), 'unit': 'ms',
                'target': None}

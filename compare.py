@@ -344,7 +344,8 @@ def report(plan, data, blocks):
         'about': about, 'plan': plan, 'differences': differences,
         'runs': {arm: {str(seed): result for seed, (result, _) in runs.items()} for arm, runs in scores.items()},
     }, indent=1))
-    study_report.draw_figures(FOLDER, SUFFIX, scores, logs, differences, readout)
+    from nanoloss import study_figures  # imports matplotlib
+    study_figures.draw_figures(FOLDER, SUFFIX, scores, logs, differences, readout)
     writers = [arm for arm, runs in scores.items() if runs]
     seed = next((seed for seed in plan['seeds'] if all(is_finished(arm, seed) for arm in writers)), None)
     has_stories = num_samples > 0 and not blocks and seed is not None

@@ -124,7 +124,8 @@ def prepare_streams():
     for name in ('stdout', 'stderr'):
         if getattr(sys, name) is None:  # closed at startup: >&-
             setattr(sys, name, open(os.devnull, 'w', encoding='utf-8'))
-    sys.stdout.reconfigure(errors='replace')
+    if hasattr(sys.stdout, 'reconfigure'):  # not in a notebook
+        sys.stdout.reconfigure(errors='replace')
 
 
 def flag_names():
@@ -198,7 +199,7 @@ def broken_rules(rules, values, unsure=()):
 def coerce(value, kind):
     """The value as a setting of type kind, or None if it is not one.
 
-    Ints are accepted as floats. In a text, ~/ at the start (or after FILE:) becomes the home folder.
+    Ints are accepted as floats. In a text, ~/ at the start becomes the home folder.
     """
     if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
         value = float(value)
@@ -207,10 +208,8 @@ def coerce(value, kind):
             or kind is float and not abs(value) <= sys.float_info.max  # inf or nan
             or kind is str and re.search('[\0\ud800-\udc7f\udd00-\udfff]', value)):  # not possible in a path
         return None
-    if kind is str:
-        prefix = 'FILE:' if value.startswith('FILE:') else ''
-        path = value.removeprefix(prefix)
-        value = prefix + os.path.expanduser(path) if path.startswith(('~/', f'~{os.sep}')) else value
+    if kind is str and value.startswith(('~/', f'~{os.sep}')):
+        value = os.path.expanduser(value)
     return value
 
 

@@ -4,7 +4,7 @@
     python evaluate.py --checkpoint=out/mse/best.pt --split=test --json=True
     python evaluate.py --checkpoint=out/mse/best.pt --compare=out/squentropy/best.pt --plots=plots
 """
-from configurator import configure, fail, require
+from configurator import configure, fail, fail_on, require
 
 # checkpoint and data ----------------------------------------------------------
 checkpoint = ''             # checkpoint file; '' = best.pt or else ckpt.pt of out_dir
@@ -43,7 +43,8 @@ import itertools
 import math
 import os
 import sys
-from types import SimpleNamespace
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from nanoloss import signals
 
@@ -55,12 +56,33 @@ import numpy as np
 from tqdm import tqdm
 
 import losses
+from model import GPT
 from nanoloss import calibration, dataloader, distributed, evaluation_report, link, run_dir, scoring, statistics
 from nanoloss.checkpoint import load_checkpoint, match_dataset, restore_model
 from nanoloss.device import choose_device, prepare_cpu
 from nanoloss.paths import ROOT
+from nanoloss.tokenizer import Tokenizer
 
 UNITS = 'blocks' if blocks else 'stories'
+
+
+@dataclass
+class Run:
+    """A checkpoint, its data set and its scores."""
+    path: str
+    checkpoint: dict                      # contents of the file
+    model: GPT
+    tokenizer: Tokenizer
+    loss: object                          # LossCoefficients or a custom loss
+    folder: Path                          # of the data set
+    meta: dict | None                     # its meta.json
+    stride: int | None                    # None with --blocks
+    splits: dict = field(default_factory=dict)  # {name: scoring.Split}
+    # set by score()
+    matmul: str = ''                      # the library for float32 matmul
+    fitted: calibration.Calibration | None = None
+    calibration_tokens: int = 0           # tokens of val.bin that it was fitted on
+    totals: scoring.Totals | None = None
 
 
 # load -------------------------------------------------------------------------
@@ -69,7 +91,7 @@ def load_run(path):
     """Load a checkpoint with its data set. Raises OSError or ValueError."""
     loaded = load_checkpoint(path)
     model, tokenizer, loss = restore_model(loaded, device)
-    name = dataset or loaded.get('config', {}).get('dataset', '')
+    name = dataset or loaded['config'].get('dataset', '')
     if not name:
         raise ValueError(f'{path} does not name its data set; pass --dataset=...')
     folder, meta = match_dataset(path, tokenizer, name)
@@ -82,9 +104,8 @@ def load_run(path):
     if stride > block_size:
         raise ValueError(f'--stride={stride} exceeds block_size={block_size} of {path}, which would skip tokens; '
                          'lower --stride')
-    run = SimpleNamespace(path=path, checkpoint=loaded, model=model, tokenizer=tokenizer, loss=loss, folder=folder,
-                          meta=meta, stride=None if blocks else stride or max(1, block_size // 2))
-    run.splits = {}
+    run = Run(path, loaded, model, tokenizer, loss, folder, meta,
+              stride=None if blocks else stride or max(1, block_size // 2))
     for name in dict.fromkeys([split, 'val']):  # calibration always uses val.bin
         tokens = dataloader.open_bin(folder, name, meta)
         run.splits[name] = scoring.Split(model, tokens, tokenizer.eot, batch_size, run.stride, progress_bar)
@@ -116,8 +137,7 @@ def check_comparable(a, b):
 # score ------------------------------------------------------------------------
 
 def score(run):
-    """Score a run; every rank must call this. Sets run.matmul (the library for float32 matmul), run.calibration,
-    run.calibration_tokens and run.totals (see scoring.Totals). Raises ValueError if a loss is not finite."""
+    """Score a run; every rank must call this. Raises ValueError if a loss is not finite."""
     run.matmul = prepare_cpu(device, run.model, batch_size * run.model.config.block_size, matmul,
                              run.checkpoint.get('environment'))
     data, val = run.splits[split], run.splits['val']
@@ -133,15 +153,16 @@ def score(run):
     if not fitted.converged and distributed.is_master:
         print(f'warning: the calibration of {run.path} did not converge in {calibration.MAX_PASSES} passes; the best '
               'values found are used', file=sys.stderr)
-    run.calibration, run.calibration_tokens = fitted, states.n_tokens
+    run.fitted, run.calibration_tokens = fitted, states.n_tokens
     if split != 'val':
-        states = val.states.cache = None  # free memory for the other split
+        del states  # free memory for the other split
+        val.states.cache = None
 
-    def parameters(positions):
+    def calibration_at(positions):
         fold = 1 - half_of(positions) if cross_fit else np.zeros(len(positions), np.int64)
         return fitted.inverse_temperature[fold], fitted.mix[fold]
     run.totals = scoring.Totals(data)
-    for batch in scoring.score_tokens(run.loss, data.states, parameters):
+    for batch in scoring.score_tokens(run.loss, data.states, calibration_at):
         run.totals.add(*batch)
     run.totals.finish()
     data.states.cache = None
@@ -150,21 +171,14 @@ def score(run):
                          'diverged; pass another checkpoint')
 
 
-def summarize(run):
-    """Compute the metrics of a scored run: sets run.result, which is what --json prints."""
-    data, totals = run.splits[split], run.totals
-    n, sums, sizes = totals.tokens, totals.sums, data.sizes
-    columns = [sums[key][i] for i in range(len(scoring.READOUTS)) for key in ('nats', 'top1')]
-    intervals = statistics.bootstrap(np.stack(columns, 1), sizes, bootstrap, seed).tolist()
-    if run.tokenizer.kind == 'ids':
-        n_bytes = None
-    elif run.meta:
-        n_bytes = run.meta['splits'][split].get('bytes')
-    else:
-        n_bytes = int(data.text_bytes(run.tokenizer).sum())
+def readout_metrics(run, n_bytes):
+    """Return {readout: {metric: value}} of a scored run. n_bytes: length of the text, None if it is unknown."""
+    totals, n = run.totals, run.totals.tokens
+    columns = [totals.sums[key][i] for i in range(len(scoring.READOUTS)) for key in ('nats', 'top1')]
+    intervals = statistics.bootstrap(np.stack(columns, 1), run.splits[split].sizes, bootstrap, seed).tolist()
     readouts = {}
     for i, name in enumerate(scoring.READOUTS):
-        total = {key: float(x[i].sum()) for key, x in sums.items()}
+        total = {key: float(x[i].sum()) for key, x in totals.sums.items()}
         nats, counts = total['nats'] / n, totals.calibration_counts(i)
         readouts[name] = {
             'nats': nats, 'nats_interval': intervals[2 * i], 'perplexity': statistics.perplexity(nats),
@@ -172,17 +186,29 @@ def summarize(run):
             'top1': total['top1'] / n, 'top1_interval': intervals[2 * i + 1], 'top5': total['top5'] / n,
             'ece_width': statistics.ece(*counts), 'ece_mass': statistics.ece(*counts, mass=True),
             'brier': total['brier'] / n}
+    return readouts
+
+
+def summarize(run):
+    """Return the metrics of a scored run, which --json prints."""
+    data, totals, n = run.splits[split], run.totals, run.totals.tokens
+    if run.tokenizer.kind == 'ids':
+        n_bytes = None
+    elif run.meta:
+        n_bytes = run.meta['splits'][split].get('bytes')
+    else:
+        n_bytes = int(data.text_bytes(run.tokenizer).sum())
     interval = None
     if random_batches:
-        block_means = (sums['nats'][0] / sizes)[:max(1, data.n_units - 1)]  # the last block is shorter
+        block_means = (totals.sums['nats'][0] / data.sizes)[:max(1, data.n_units - 1)]  # the last block is shorter
         interval = statistics.random_batches(block_means, random_batches * batch_size, bootstrap, seed).tolist()
     # relative to the repository, because results are shared between machines
     folder = run.folder.relative_to(ROOT) if run.folder.is_relative_to(ROOT) else run.folder
     scale = losses.reported_scale(run.loss, run.model.config.vocab_size)
-    u, mix = run.calibration.inverse_temperature.tolist(), run.calibration.mix.tolist()
-    run.result = {
+    u, mix = run.fitted.inverse_temperature.tolist(), run.fitted.mix.tolist()
+    return {
         'checkpoint': str(run.path), 'loss': run.checkpoint['loss']['name'],
-        'coefficients': run.checkpoint['loss']['coefficients'], 'iteration': run.checkpoint.get('iter_num'),
+        'coefficients': run.checkpoint['loss']['coefficients'], 'iteration': run.checkpoint['iter_num'],
         'data': str(folder), 'split': split,
         'source': run.meta['source'] if run.meta else 'token bins without meta.json, read as GPT-2 tokens',
         'tokenizer': run.tokenizer.kind, 'vocab_size': run.tokenizer.vocab_size,
@@ -191,9 +217,9 @@ def summarize(run):
         'environment': run.checkpoint.get('environment', {}), UNITS: data.n_units, 'tokens': n, 'bytes': n_bytes,
         'objective': totals.objective / n * scale, 'raw_link_sum': finite_or_none(totals.link_sum / n),
         'raw_link_negative': finite_or_none(totals.link_negative / n), 'link_mix': link.LINK_MIX,
-        'calibration_tokens': run.calibration_tokens, 'calibration_converged': run.calibration.converged,
+        'calibration_tokens': run.calibration_tokens, 'calibration_converged': run.fitted.converged,
         'calibration_temperature': [1 / x if x else None for x in u],  # None: infinite
-        'calibration_mix': mix, 'readouts': readouts}
+        'calibration_mix': mix, 'readouts': readout_metrics(run, n_bytes)}
 
 
 def finite_or_none(x):
@@ -213,11 +239,10 @@ def compare_runs(a, b):
     readouts = {name: {} for name in scoring.READOUTS}
     for i, (metric, name) in enumerate(itertools.product(metrics, scoring.READOUTS)):
         readouts[name][metric] = {'difference': differences[i], 'interval': intervals[i], 'p': p_values[i]}
-    return {'with': str(b.path), 'paired_by': 'block' if blocks else 'story', UNITS: len(sizes), 'readouts': readouts,
-            'other': b.result}
+    return {'with': str(b.path), 'paired_by': 'block' if blocks else 'story', UNITS: len(sizes), 'readouts': readouts}
 
 
-try:
+with fail_on(OSError, ValueError):
     checkpoint = run_dir.find_checkpoint(checkpoint, out_dir)
     device, _, _, _ = choose_device(device, 'float32', distributed.local_rank)
     distributed.init(device)
@@ -234,19 +259,20 @@ try:
         fail(f'--arrays={arrays} is not writable; pass another file')
     for run in runs:
         score(run)
-except (OSError, ValueError) as e:
-    fail(e)
 distributed.shutdown()
 if not distributed.is_master:
     sys.exit()
-for run in runs:
-    summarize(run)
-result = runs[0].result
+results = [summarize(run) for run in runs]
+result = results[0]
 if compare:
-    result = {**result, 'compared': compare_runs(*runs)}
+    result = {**result, 'compared': {**compare_runs(*runs), 'other': results[1]}}
 
-# print ------------------------------------------------------------------------
+# print, before anything can fail ----------------------------------------------
 
+if json:
+    print(evaluation_report.format_json(result), flush=True)
+else:
+    print(evaluation_report.format_report(result, bootstrap, random_batches, batch_size), flush=True)
 for run in runs:
     fingerprint = run.checkpoint['data'].get('fingerprint', {}).get('val')
     if fingerprint and fingerprint != dataloader.fingerprint(run.splits['val'].tokens):
@@ -262,10 +288,6 @@ if arrays:
         fail(f'--arrays={arrays}: {e}')
 if plots:
     try:
-        evaluation_report.draw_figures(plots, [run.result for run in runs], [run.totals for run in runs])
+        evaluation_report.draw_figures(plots, results, [run.totals for run in runs])
     except OSError as e:
         fail(f'--plots={plots}: {e}')
-if json:
-    print(evaluation_report.format_json(result))
-else:
-    print(evaluation_report.format_report(result, bootstrap, random_batches, batch_size))

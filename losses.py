@@ -116,6 +116,16 @@ def make_loss(name, C, **constants):
     return LOSSES[name](C, **{key: value for key, value in constants.items() if key in accepted})
 
 
+def check_loss(name, C):
+    """Raise ValueError if there is no such loss, or if it is a custom loss that does not return one loss per token."""
+    loss = make_loss(name, C)
+    if name in CUSTOM_LOSSES:
+        shape = loss(torch.zeros(2, C), torch.zeros(2, dtype=torch.long)).shape
+        if shape != (2,):
+            raise ValueError(f'--loss={name}: the function returned shape {tuple(shape)} for 2 tokens; it must return '
+                             "one loss per token, as reduction='none' does")
+
+
 def loss_settings(name):
     """Return the names of the constants that a built-in loss takes, a tuple; () for a custom loss."""
     parameters = inspect.signature(LOSSES[name]).parameters if name in LOSSES else ()
@@ -203,13 +213,13 @@ class _ChunkedLoss(torch.autograd.Function):
     """The sum over tokens of a loss of the logits, one chunk of tokens at a time.
 
     Gradients are computed in the forward pass while the logits of the chunk exist, so there are never more than
-    `chunk_rows` rows of logits. per_token(logits (n, rows of weight), targets (n,), C, scale) returns the losses (n,)
+    `chunk_rows` rows of logits. with_grad(logits (n, rows of weight), targets (n,), C, scale) returns the losses (n,)
     and `scale` times their gradient in the shape and dtype of the logits, zero from column C on. It computes in float32
     and may overwrite the logits. float16_scale is the scale in float16 on a GPU.
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, C, per_token, float16_scale):
+    def forward(ctx, hidden, weight, targets, C, with_grad, float16_scale):
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         keep_float32 = device == 'cuda' and dtype != weight.dtype  # for products of factors in half precision
@@ -226,7 +236,7 @@ class _ChunkedLoss(torch.autograd.Function):
             rows = math.ceil(len(h) / n_chunks)
             for i in range(0, len(h), rows):
                 chunk = slice(i, i + rows)
-                losses, grad = per_token(mm(h[chunk], W.T), targets[chunk], C, scale)
+                losses, grad = with_grad(mm(h[chunk], W.T), targets[chunk], C, scale)
                 total += losses.sum()
                 if keep_float32:
                     grad_h[chunk] = torch.mm(grad, W, out_dtype=torch.float32)
@@ -317,14 +327,14 @@ def _columns(logits):
 
 
 def _custom_with_grad(loss):
-    def per_token(logits, targets, C, scale):
+    def with_grad(logits, targets, C, scale):
         dtype, logits = logits.dtype, _at_least_float32(logits)
         with torch.enable_grad():
             logits = logits.detach().requires_grad_()
             losses = loss(logits[:, :C], targets)
             grad, = torch.autograd.grad(losses.sum(), logits)
         return losses.detach(), (scale * grad).to(dtype)
-    return per_token
+    return with_grad
 
 
 def chunk_rows(C, device):

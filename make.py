@@ -65,7 +65,7 @@ if __name__ == '__main__':
     if name in ('-h', '--help'):
         print(__doc__.strip())
     elif name not in tasks or (name == 'story' and len(sys.argv) > 2):
-        print(f'error: unknown arguments {" ".join(sys.argv[1:])!r}; run python3 make.py story or python3 make.py test',
+        print(f'error: pass story or test, found {" ".join(sys.argv[1:])!r}; example: python3 make.py story',
               file=sys.stderr)
         sys.exit(2)
     else:

@@ -3,7 +3,7 @@
     python sample.py
     python sample.py --start="The little robot" --num_samples=3 --temperature=0.8
 """
-from configurator import configure, fail, printable
+from configurator import configure, fail, fail_on, printable
 
 checkpoint = ''          # checkpoint file; '' = best.pt or ckpt.pt of out_dir
 out_dir = ''             # folder of a run; '' = the newest under out/
@@ -13,7 +13,7 @@ max_new_tokens = 500     # maximum length of a story, in tokens
 temperature = 0.8        # < 1 = less random, > 1 = more random, 0 = always the most likely token
 top_k = 200              # sample from the k most likely tokens; 0 = all
 top_p = 0.9              # sample from the most likely tokens that hold this share of the probability; 1 = all
-seed = 1337              # of the sampling
+seed = 1337              # random seed of the sampling
 device = 'auto'          # auto | cpu | cuda | cuda:1 | mps
 dtype = 'auto'           # auto | float32 | bfloat16 | float16
 configure(globals(), rules=[
@@ -43,14 +43,14 @@ from nanoloss.run_dir import find_checkpoint
 gc.enable()
 if distributed.world_size > 1:
     fail(f'sample.py runs in one process, found {distributed.world_size}; start it without torchrun', status=2)
-try:
+with fail_on(OSError, ValueError):
     path = find_checkpoint(checkpoint, out_dir)
     loaded = load_checkpoint(path)
     device, dtype, autocast, _ = choose_device(device, dtype)
     model, tokenizer, loss = restore_model(loaded, device)
     if start.startswith('FILE:'):
         try:
-            start = read_text(start.removeprefix('FILE:'))
+            start = read_text(os.path.expanduser(start.removeprefix('FILE:')))
         except OSError as e:
             fail(f'--start={start} could not be read ({e.strerror}); pass FILE: and the path of a text file')
         except DataError as e:
@@ -59,8 +59,6 @@ try:
     prompt_ids = tokenizer.encode(start)  # fails now if GPT-2's encoding could not be loaded
     if tokenizer.kind == 'ids':
         start = tokenizer.decode(prompt_ids)
-except (OSError, ValueError) as e:
-    fail(e)
 model.eval()
 print(printable(f"{path}: {loaded['loss']['name']}, iteration {loaded['iter_num']:,}, validation "
                 f"{loaded['best_val_loss']:.4f} nats per token, trained on {loaded['data'].get('source', '?')}"),

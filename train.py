@@ -113,7 +113,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from losses import LOSSES, make_loss, mean_loss, reported_scale
+from losses import LOSSES, check_loss, make_loss, mean_loss, reported_scale
 from model import GPT, GPTConfig
 from nanoloss import dataloader, distributed, engine, link, optim, rng, statistics
 from nanoloss.checkpoint import all_finite, describe_model, init_model, load_checkpoint, restore_optimizer
@@ -132,7 +132,7 @@ with fail_on(OSError, ValueError):
     use_compile, compile_reason = choose_compile(compile, device)
     data = dataloader.open_dataset(dataset, block_size, vocab_size, train_tokens)
     tokenizer = data.tokenizer
-    make_loss(loss, tokenizer.vocab_size)  # ends the run here for an unknown name
+    check_loss(loss, tokenizer.vocab_size)
     if sample_tokens:
         tokenizer.encode('')  # GPT-2's encoding may need a download
 tokens_per_iter = gradient_accumulation_steps * batch_size * block_size

@@ -283,13 +283,9 @@ def open_study(open_function, **options):
     except KeyError:
         fail(f'--study={study_dir}: no such study; run the search first, without --show')
     except Exception as e:  # not a database, no connection, driver not installed: many classes
-        reason = (str(e) or repr(e)).strip().splitlines()[0][:200]
-        fail(f'{storage_path or storage} cannot be opened ({type(e).__name__}: {reason}); pass another --study or '
-             '--storage')
+        fail(f'{storage_path or storage} cannot be opened ({type(e).__name__}: {signals.first_line(e)}); pass another '
+             '--study or --storage')
 
-
-def vocab_size_of(meta):
-    return meta['vocab_size'] if meta else dataloader.GPT2_VOCAB_SIZE
 
 
 def start_study(base, threads, data, meta):
@@ -298,7 +294,7 @@ def start_study(base, threads, data, meta):
     Raises ValueError if the settings are invalid, the study is a different search, or its library is not available.
     """
     optuna_study = open_study(optuna.create_study, load_if_exists=True)
-    library = library_of_study(base, vocab_size_of(meta), optuna_study.user_attrs.get('matmul'))
+    library = library_of_study(base, dataloader.vocab_size_of(meta), optuna_study.user_attrs.get('matmul'))
     if budget_seconds:
         budget = {'seconds': budget_seconds, 'threads': threads}
         length = f'{budget_seconds:g} s with {threads} threads'
@@ -338,7 +334,7 @@ def start_study(base, threads, data, meta):
     optuna_study.set_user_attr('description', description)
     optuna_study.set_user_attr('search', wanted)
     # another machine may have stored its own choice at the same time
-    library = library_of_study(base, vocab_size_of(meta), optuna_study.user_attrs['matmul'])
+    library = library_of_study(base, dataloader.vocab_size_of(meta), optuna_study.user_attrs['matmul'])
     return optuna_study, n, library, distributions
 
 
@@ -391,9 +387,9 @@ else:
     signals.log_line('searched: ' + ', '.join(f'{name} {describe(d)}' for name, d in distributions.items()))
     try:
         search(optuna_study, distributions, id_file.read_text(), base, threads,
-               uniform_nats=math.log(vocab_size_of(meta)))
+               uniform_nats=math.log(dataloader.vocab_size_of(meta)))
     except optuna.exceptions.StorageInternalError as e:
-        fail(f'the storage failed ({str(e).splitlines()[0][:200]}); run the same command to continue')
+        fail(f'the storage failed ({signals.first_line(e)}); run the same command to continue')
 with fail_on(ValueError):
     for line in write_report(optuna_study, study_dir):
         signals.log_line(line)

@@ -95,11 +95,11 @@ def train(loss, data, resume):
              f'--out_dir={run_dir}', '--eval_interval=1000000', '--log_interval=5', *(SMALL if smoke else [])]
 
     def losses():
-        path = run_dir / 'metrics.jsonl'
-        return [line for line in read_metrics(path) if 'loss' in line] if path.exists() else []
+        return [line for line in read_metrics(run_dir / 'metrics.jsonl') if 'loss' in line]
 
     def stop(process):
-        while process.poll() is None and not losses():
+        deadline = time.perf_counter() + 300
+        while process.poll() is None and not losses() and time.perf_counter() < deadline:
             time.sleep(0.2)
         with contextlib.suppress(subprocess.TimeoutExpired):  # it may fail sooner
             process.wait(timeout=seconds)

@@ -1,4 +1,4 @@
-"""Measure whether the heroes of sampled stories keep their names.
+"""Measure whether the characters of sampled stories keep their names.
 
     python dev/name_consistency.py --out_dir=out/synthetic
 
@@ -17,7 +17,7 @@ checkpoint = ''         # checkpoint file; '' = best.pt or ckpt.pt of out_dir
 out_dir = ''            # folder of a run; '' = the newest under out/
 num_samples = 100       # sampled stories, and at most as many of val.bin
 max_new_tokens = 500    # maximum length of a story, in tokens
-seed = 1337             # of the sampling
+seed = 1337             # random seed of the sampling
 show = 0                # print the first N sampled stories, with the new names marked
 configure(globals(), rules=['num_samples >= 1', 'max_new_tokens >= 1', 'seed >= 0', 'show >= 0',
                             ('not (checkpoint and out_dir)', 'omit one of them')])

@@ -58,13 +58,13 @@ def mean_of_means(groups):
 
     The standard error uses the variance pooled within studies, so differences between studies do not count.
     """
-    freedom = sum(len(d) - 1 for d in groups.values())
-    if not freedom:
+    dof = sum(len(d) - 1 for d in groups.values())
+    if not dof:
         return None
-    variance = sum(((d - d.mean()) ** 2).sum() for d in groups.values()) / freedom
-    error = np.sqrt(variance * sum(1 / len(d) for d in groups.values())) / len(groups)
-    mean, half = np.mean([d.mean() for d in groups.values()]), stats.t.ppf(0.975, freedom) * error
-    return mean, [mean - half, mean + half], 2 * stats.t.sf(abs(mean) / error, freedom)
+    variance = sum(((d - d.mean()) ** 2).sum() for d in groups.values()) / dof
+    standard_error = np.sqrt(variance * sum(1 / len(d) for d in groups.values())) / len(groups)
+    mean, half_width = np.mean([d.mean() for d in groups.values()]), stats.t.ppf(0.975, dof) * standard_error
+    return mean, [mean - half_width, mean + half_width], 2 * stats.t.sf(abs(mean) / standard_error, dof)
 
 
 def short_name(study):

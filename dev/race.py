@@ -22,7 +22,7 @@ vocab_size = 0              # of bins without a tokenizer, as in train.py
 flags = ''                  # further flags for train.py, separated by spaces
 batch_size = 8              # windows per iteration of the baseline
 own_batch_size = 8          # windows per iteration of train.py
-seed = 1337                 # of initialization and data order, for both
+seed = 1337                 # random seed of initialization and data order, for both
 evaluations = 20            # per curve
 eval_windows = 320          # windows of val.bin per evaluation
 configure(globals(), rules=["out_dir != '' and '{' not in out_dir", 'max_iters >= 100', 'learning_rate > 0',
@@ -61,17 +61,18 @@ try:
     folder = dataloader.find_dataset(dataset)
     meta = dataloader.read_meta(folder, vocab_size)
     train_data, val_data = (dataloader.open_bin(folder, split, meta, SHAPE['block_size']) for split in ('train', 'val'))
-    Path(out_dir).mkdir(parents=True, exist_ok=True)
-except (FileExistsError, NotADirectoryError, PermissionError):
-    fail(f'--out_dir={out_dir} is not a writable folder; choose another')
 except (OSError, ValueError) as e:
     fail(e)
-C = meta['vocab_size'] if meta else 50257
+try:
+    Path(out_dir).mkdir(parents=True, exist_ok=True)
+except OSError as e:
+    fail(f'--out_dir={out_dir} is not a writable folder ({e.strerror}); choose another')
+C = dataloader.vocab_size_of(meta)
 
 
 def read_batch(tokens, starts):
     """Return inputs and targets, both (B, block_size)."""
-    return map(torch.from_numpy, dataloader.read_windows(tokens, starts, SHAPE['block_size']))
+    return dataloader.load_windows(tokens, starts, SHAPE['block_size'])
 
 
 @torch.no_grad()

@@ -73,8 +73,9 @@ with tempfile.TemporaryDirectory() as scratch:
         print(hashes[name], name, file=sys.stderr, flush=True)
     for number in (0, 8, 16):  # one run of each loss
         checkpoint = Path(scratch) / str(number) / 'ckpt.pt'
-        hashes[f'evaluate {number}'] = json.loads(run('evaluate.py', f'--checkpoint={checkpoint}', '--json=True',
-                                                      '--bootstrap=99'))
+        evaluation = json.loads(run('evaluate.py', f'--checkpoint={checkpoint}', '--json=True', '--bootstrap=99'))
+        del evaluation['checkpoint']  # in the temporary folder
+        hashes[f'evaluate {number}'] = evaluation
         hashes[f'sample {number}'] = run('sample.py', f'--checkpoint={checkpoint}', '--num_samples=2', '--seed=7',
                                          '--max_new_tokens=90')
 json.dump(hashes, sys.stdout, indent=1)

@@ -21,21 +21,20 @@ import torch
 import losses
 from nanoloss import distributed, link
 
-FIT_TOKENS = 2**18     # at most about as many tokens of val.bin are used; two parameters cost about 1/n nats
-SEARCH_TOKENS = 2**13  # at most about as many of them are used for the search on the grid,
-SEARCH_LOGITS = 2**24  # and at most about as many logits
+FIT_TOKENS = 2**18     # tokens of val.bin in the fit, at most about; two parameters cost about 1/n nats
+SEARCH_TOKENS = 2**13  # tokens in the grid search, at most about,
+SEARCH_LOGITS = 2**24  # and their logits
 BELOW, ABOVE = 5, 10   # octaves by which the grid of u extends beyond the inverse spreads of the tokens' log links
-MAX_RATIO = 1e4        # of such a spread to their median; others are left out
-MAX_MINIMA = 3         # that are refined
+MAX_RATIO = 1e4        # tokens whose spread is this many times the median, or less than 1 / this, are left out
+MAX_MINIMA = 3         # minima to refine
 KEPT = 0.05            # nats: a minimum that is higher than the lowest by more is not evaluated on all tokens
 TOLERANCE = 1e-5       # nats per token
 MIN_MIX = 1e-6         # no token costs more than log C + 13.8 nats
 MAX_PASSES = 10
-# log u relative to a minimum on the grid, to a start for all tokens, and to an estimate of the minimum; equal steps of
-# u save time in the last two
-NEAR = np.array([-3, -2, -1, 1, 2, 3]) * math.log(2) / 4
-FIRST = np.log1p(0.06 * np.arange(-3, 4))
-LAST = np.log1p(0.002 * np.arange(-3, 4))
+# Offsets of log u. The last two are equal steps of u, which normalizers() computes faster.
+AROUND_GRID_POINT = np.array([-3, -2, -1, 1, 2, 3]) * math.log(2) / 4
+AROUND_START = np.log1p(0.06 * np.arange(-3, 4))  # where the passes over all tokens begin
+AROUND_ESTIMATE = np.log1p(0.002 * np.arange(-3, 4))  # of the minimum
 
 
 class Calibration(NamedTuple):
@@ -94,14 +93,14 @@ def search(loss, states, fold, fold_of, with_uniform):
     found = [{} for _ in range(folds)]
     grid = wide_grid(loss, few, step=link.LN2 / 2 if few is states else link.LN2)
     evaluate(loss, few, few_fold, [grid] * folds, found, with_uniform)
-    near = [[t + step for t in local_minima(points)[:MAX_MINIMA] for step in NEAR] for points in found]
+    near = [[t + step for t in local_minima(points)[:MAX_MINIMA] for step in AROUND_GRID_POINT] for points in found]
     evaluate(loss, few, few_fold, near, found, with_uniform)
     if few is states:
         return found
     visited, nodes = [{} for _ in range(folds)], []
     for points in found:
         starts = local_minima(points)[:MAX_MINIMA]
-        nodes.append([t + step for t in starts if points[t][0] < points[starts[0]][0] + KEPT for step in FIRST])
+        nodes.append([t + step for t in starts if points[t][0] < points[starts[0]][0] + KEPT for step in AROUND_START])
     states.description = 'calibrating, pass 1'
     evaluate(loss, states, fold, nodes, visited, with_uniform)
     return visited
@@ -146,7 +145,7 @@ def propose(points, halve):
         near = slice(low, low + 5)
         x = np.linspace(-left, right, 2001)
         model, _ = np.polynomial.Polynomial.fit(t[near] - t[i], nats[near], len(t[near]) - 1, full=True)
-        nodes += [t[i] + x[model(x).argmin()] + step for step in LAST]
+        nodes += [t[i] + x[model(x).argmin()] + step for step in AROUND_ESTIMATE]
     return nodes
 
 

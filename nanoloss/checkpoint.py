@@ -155,7 +155,9 @@ def describe_model(model, tokenizer, loss_name, loss):
 
 def restore_model(checkpoint, device='cpu', dropout=0.0):
     """(model, tokenizer, loss) of a loaded checkpoint. Raises ValueError if its parts do not fit together."""
-    path = checkpoint.get('path', 'the checkpoint')
+    path, name = checkpoint.get('path', 'the checkpoint'), checkpoint['loss'].get('name')
+    if checkpoint['loss'].get('coefficients') is None and isinstance(name, str) and name not in losses.CUSTOM_LOSSES:
+        raise ValueError(f'{path} was trained with the loss {name!r}, which is not in CUSTOM_LOSSES; define it there')
     with _one_line_error(f'the parts of {path} do not fit together', 'pass a file written by train.py'):
         args = checkpoint['model_args'] | {'dropout': dropout, 'activation': checkpoint['activation']}
         for name in ('block_size', 'vocab_size', 'n_layer', 'n_head', 'n_embd'):

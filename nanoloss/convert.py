@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 import losses
+from nanoloss import signals
 from nanoloss.tokenizer import END_OF_TEXT, Tokenizer, bytes_to_unicode, token_from_unicode
 
 NANOGPT_KEYS = {'model', 'optimizer', 'model_args', 'iter_num', 'best_val_loss', 'config'}
@@ -127,12 +128,12 @@ def from_hugging_face(path):
                 names = sorted(entry if isinstance(entry, str) else entry[0] for entry in info[key])
                 raise ValueError(f"{key.replace('_', ' ')}: {', '.join(names[:4])}")
     except ValueError as e:
-        raise ValueError(f'{path} is not a supported GPT-2 ({_first_line(e)}); pass another model') from None
+        raise ValueError(f'{path} is not a supported GPT-2 ({signals.first_line(e)}); pass another model') from None
     except Exception as e:  # raised by transformers, safetensors, huggingface_hub or httpx
-        if isinstance(e, MemoryError):
+        if signals.is_out_of_memory(e):
             raise
         advice = 'pass another model' if is_local else 'check the network, or pass a local model directory'
-        raise OSError(f'{path} could not be loaded ({type(e).__name__}: {_first_line(e)}); {advice}') from None
+        raise OSError(f'{path} could not be loaded ({type(e).__name__}: {signals.first_line(e)}); {advice}') from None
     weights = {name: w.T.contiguous() if name.endswith(TRANSPOSED) else w for name, w in model.state_dict().items()
                if not name.endswith(('.attn.bias', '.attn.masked_bias'))}
     return {
@@ -224,9 +225,6 @@ def _find_tokenizer(path, vocab_size):
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         return unknown
 
-
-def _first_line(error):
-    return (str(error).strip().splitlines() or [''])[0][:200]
 
 
 # to Hugging Face transformers -------------------------------------------------

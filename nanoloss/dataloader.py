@@ -62,11 +62,19 @@ def find_dataset(dataset):
         if (folder / 'train.bin').is_file():
             return folder
     name, _, kind = dataset.partition('/')
-    if (DATA / name / 'prepare.py').is_file():
+    prepared = [f'{name}/{path.parent.name}' for path in sorted((DATA / name).glob('*/train.bin'))]
+    if name and not kind and prepared:
+        hint = f'pass --dataset={" or ".join(prepared)}'
+    elif (DATA / name / 'prepare.py').is_file():
         hint = f'run: python data/{name}/prepare.py' + (f' --tokenizer={kind}' if kind else '')
     else:
         hint = 'pass a name under data/, such as tinystories/bpe, or a folder with train.bin and val.bin'
     raise FileNotFoundError(f'--dataset={dataset}: no train.bin in {DATA / dataset}; {hint}')
+
+
+def vocab_size_of(meta):
+    """Return the vocabulary size of a data set. meta: the result of read_meta()."""
+    return meta['vocab_size'] if meta else GPT2_VOCAB_SIZE
 
 
 def read_meta(folder, vocab_size=0):
@@ -162,7 +170,7 @@ def open_bin(folder, split, meta, block_size=1, max_tokens=0):
     tokens.file_state = _file_state(path)
     if not has_splits:
         _check_width(path, tokens[:2**16])
-    vocab_size = meta['vocab_size'] if meta else GPT2_VOCAB_SIZE
+    vocab_size = vocab_size_of(meta)
     largest = largest_id(path, tokens, vocab_size)
     if largest >= vocab_size:
         raise ValueError(f'{path} holds id {largest}, but its vocabulary has {vocab_size} ids; prepare the data again')
@@ -298,25 +306,17 @@ def val_windows(n_tokens, block_size, count):
     return np.arange(count) * n // count * block_size
 
 
-def read_windows(tokens, starts, block_size):
-    """Return inputs and targets of the windows at `starts`: two int64 arrays (len(starts), block_size).
-
-    Both are views of one array (len(starts), block_size + 1), their base.
-    """
-    windows = np.stack([tokens[s:s + block_size + 1] for s in starts]).astype(np.int64)
-    return windows[:, :-1], windows[:, 1:]
-
-
-def load_windows(tokens, starts, block_size, device):
-    """Return inputs and targets of read_windows() as tensors on the device.
+def load_windows(tokens, starts, block_size, device='cpu'):
+    """Return inputs and targets of the windows at `starts`: two int64 tensors (len(starts), block_size) on the device.
 
     To a CUDA device they are copied asynchronously, in one block of pinned memory.
     """
-    pair = read_windows(tokens, starts, block_size)
+    windows = torch.from_numpy(np.stack([tokens[s:s + block_size + 1] for s in starts]).astype(np.int64))
     if device.startswith('cuda'):
-        windows = torch.from_numpy(pair[0].base).pin_memory().to(device, non_blocking=True)
-        return windows[:, :-1], windows[:, 1:]
-    return tuple(torch.from_numpy(x).to(device) for x in pair)
+        windows = windows.pin_memory().to(device, non_blocking=True)
+    else:
+        windows = windows.to(device)
+    return windows[:, :-1], windows[:, 1:]
 
 
 def story_bounds(tokens, eot):

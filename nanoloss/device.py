@@ -195,8 +195,8 @@ def prepare_cpu(device, model, rows, library='auto', recorded=None):
     check_library(library)
     if library == 'auto' and distributed.is_master:
         library = recorded_library(recorded) or matmul.faster_library(model.config, rows)
-    use_onednn, cannot = distributed.all_reduce_max(int(library == 'onednn'), int(not matmul.HAS_ONEDNN))
-    library = 'onednn' if use_onednn and not cannot else 'torch'
+    use_onednn, missing = distributed.all_reduce_max(int(library == 'onednn'), int(not matmul.HAS_ONEDNN))
+    library = 'onednn' if use_onednn and not missing else 'torch'
     matmul.use(library, model)
     return library
 

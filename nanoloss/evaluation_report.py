@@ -54,7 +54,7 @@ def format_table(result, resamples, random_batches=0, batch_size=0):
     pairs = ', '.join(f'T {"infinite" if t is None else f"{t:.3f}"} mix {m:.3g}'
                       for t, m in zip(r['calibration_temperature'], r['calibration_mix'], strict=True))
     lines = [
-        printable(f"checkpoint   {r['checkpoint']}: {r['loss']}, iteration {r['iteration'] or 0:,}"),
+        printable(f"checkpoint   {r['checkpoint']}: {r['loss']}, iteration {r['iteration']:,}"),
         printable(f"data         {r['split']}.bin of {r['data']}, from {r['source']}"),
         f"             {r[units]:,} {units}, {r['tokens']:,} tokens ({r['tokenizer']}, {r['vocab_size']:,} ids), "
         f"{r['bytes'] or 0:,} bytes of text",
@@ -89,8 +89,8 @@ def format_comparison(result, resamples):
                 low, high = readout[key]['interval']
                 lines.append(f"{title:16}{name:12}{readout[key]['difference']:+10.4f}  [{low:+.4f}, {high:+.4f}]  "
                              f"p = {readout[key]['p']:.4f}")
-    lines.append(f"p: sign-flip test over {result['mode']}, {resamples:,} random flips or, if fewer, all. This compares "
-                 'two checkpoints,\nnot two losses: training with another seed gives other checkpoints.')
+    lines.append(f"p: sign-flip test over {result['mode']}, {resamples:,} random flips or, if fewer, all. This compares"
+                 ' two checkpoints,\nnot two losses: training with another seed gives other checkpoints.')
     return '\n'.join(lines)
 
 
@@ -135,18 +135,18 @@ def draw_figures(folder, results, totals):
         totals: the scoring.Totals of each checkpoint.
     Raises OSError if a file cannot be written.
     """
-    from nanoloss import plotting  # imports matplotlib
     names = [result['loss'] for result in results]
     if len(set(names)) < len(names):
         names = [Path(result['checkpoint']).parent.name for result in results]
     if len(set(names)) < len(names):
         names = [result['checkpoint'] for result in results]
-    draw_reliability(plotting, f'{folder}/reliability.png', names, results, totals)
-    draw_positions(plotting, f'{folder}/positions.png', names, results, totals)
+    draw_reliability(f'{folder}/reliability.png', names, results, totals)
+    draw_positions(f'{folder}/positions.png', names, results, totals)
 
 
-def draw_reliability(plotting, path, names, results, totals):
+def draw_reliability(path, names, results, totals):
     """Accuracy against confidence in 15 groups of equal mass, for each readout; a panel for each checkpoint."""
+    from nanoloss import plotting  # imports matplotlib
     height = 4.1 if len(results) > 1 else 5.2
     figure, axes = plotting.plt.subplots(1, len(results), figsize=(plotting.WIDTH, height), squeeze=False, sharey=True)
     for ax, name, result, total in zip(axes[0], names, results, totals, strict=True):
@@ -162,8 +162,9 @@ def draw_reliability(plotting, path, names, results, totals):
     plotting.save(figure, path)
 
 
-def draw_positions(plotting, path, names, results, totals):
+def draw_positions(path, names, results, totals):
     """Nats per token against the position of the token in its story or block, in up to 40 logarithmic groups."""
+    from nanoloss import plotting  # imports matplotlib
     figure, ax = plotting.plt.subplots(figsize=(plotting.WIDTH, 4.3))
     for number, (name, result, total) in enumerate(zip(names, results, totals, strict=True)):
         tokens, *nats = total.by_position

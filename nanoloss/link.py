@@ -188,16 +188,12 @@ def mixed_nll(p_y, cross_entropy, mix):
     return -torch.logaddexp(torch.log((1 - mix) * p_y), log_softmax)
 
 
-def token_nll(loss, logits, targets, mix=LINK_MIX):
-    """Return the negative log-likelihood (n,) of the targets (n,) under p = (1 - mix) * link + mix * softmax.
+def token_scores(loss, logits, targets):
+    """Return the part of the training loss that is not quadratic and the negative log-likelihood in the link readout.
 
-    If the link of the loss is softmax, this is the cross-entropy of the logits (n, C).
+    Both are (n,), for logits (n, C) and targets (n,). If the link of the loss is softmax, the latter is the
+    cross-entropy.
     """
-    return _token_scores(loss, logits, targets, mix)[1]
-
-
-def _token_scores(loss, logits, targets, mix=LINK_MIX):
-    """Return the part of the training loss that is not quadratic, and the nll in the link readout, both (n,)."""
     softmax, _, log_Z, cross_entropy = softmax_nll(logits, targets)
     objective = partial_objective(loss, logits, targets, log_Z, cross_entropy)
     if has_softmax_link(loss):
@@ -207,7 +203,7 @@ def _token_scores(loss, logits, targets, mix=LINK_MIX):
         p_y = p.gather(1, targets[:, None]).relu_()
     else:
         p_y = loss.link(logits).gather(1, targets[:, None])
-    return objective, mixed_nll(p_y, cross_entropy, mix).squeeze(1)
+    return objective, mixed_nll(p_y, cross_entropy, LINK_MIX).squeeze(1)
 
 
 def partial_objective(loss, logits, targets, log_Z, cross_entropy):
@@ -241,7 +237,7 @@ def score_batch(loss, hidden, weight, targets, C):
     hidden, targets = hidden.reshape(-1, hidden.size(-1)), targets.reshape(-1)
     with torch.autocast(hidden.device.type, enabled=False):
         hidden, weight = hidden.float(), weight[:C].float()
-        parts = [_token_scores(loss, logits, targets[part]) for part, logits in logit_blocks(hidden, weight)]
+        parts = [token_scores(loss, logits, targets[part]) for part, logits in logit_blocks(hidden, weight)]
         objective, nll = map(torch.cat, zip(*parts, strict=True))
         return objective + quadratic_term(loss, hidden, weight, targets, C), nll
 

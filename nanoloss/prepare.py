@@ -42,10 +42,11 @@ def story_split(data, edges):
 def split_edges(sources, val_fraction, test_fraction):
     """{source: edges} for story_split: val and test are cut from the train source unless they have a source."""
     edges = {split: [(split, 1)] for split in sources}
+    upper = 0 if 'val' in sources else val_fraction
     if test_fraction and 'test' not in sources:
-        edges['train'].insert(0, ('test', val_fraction + test_fraction))
+        edges['train'].insert(0, ('test', upper + test_fraction))
     if 'val' not in sources:
-        edges['train'].insert(0, ('val', val_fraction))
+        edges['train'].insert(0, ('val', upper))
     return edges
 
 
@@ -260,11 +261,11 @@ def write_bins(folder, sources, edges, tokenizer, max_stories, workers):
         for parts, position in stack.enter_context(contextlib.closing(encoded)):
             for split, (stories, size, data) in parts.items():
                 bins[split].write(data)
-                figures = splits[split]
-                figures['sha256'].update(data)
-                figures['stories'] += stories
-                figures['tokens'] += len(data) // tokenizer.dtype.itemsize
-                figures['bytes'] += size
+                split_info = splits[split]
+                split_info['sha256'].update(data)
+                split_info['stories'] += stories
+                split_info['tokens'] += len(data) // tokenizer.dtype.itemsize
+                split_info['bytes'] += size
                 tokens += len(data) // tokenizer.dtype.itemsize
             bar.set_postfix_str(f'{tokens / (time.time() - start) / 1e6:.2f} M tokens/s', refresh=False)
             bar.update(position - bar.n)
@@ -272,9 +273,9 @@ def write_bins(folder, sources, edges, tokenizer, max_stories, workers):
             file.flush()
             os.fsync(file.fileno())
 
-    for split, figures in splits.items():
-        figures['sha256'] = figures['sha256'].hexdigest()
-        if not figures['stories']:
+    for split, split_info in splits.items():
+        split_info['sha256'] = split_info['sha256'].hexdigest()
+        if not split_info['stories']:
             option = 'raise --val_fraction or add stories' if split == 'val' else 'add stories'
             raise DataError(f'{split}.bin would be empty: the input has {counts["stories"]} stories '
                             f'(in .txt files, {SEPARATOR.decode()} separates stories); {option}')
@@ -338,8 +339,8 @@ def prepare(load, source, out_dir, tokenizer, vocab_size=4096, bpe_megabytes=100
         print(f'dropped {counts["empty"]:,} empty stories')
     if counts['invalid']:
         print(f'replaced invalid UTF-8 or lone surrogates with U+FFFD in {counts["invalid"]:,} stories')
-    for split, figures in splits.items():
-        print(f'{split:>5}: {figures["stories"]:>9,} stories {figures["tokens"]:>13,} tokens '
-              f'{figures["bytes"] / figures["tokens"]:.2f} bytes per token')
+    for split, split_info in splits.items():
+        print(f'{split:>5}: {split_info["stories"]:>9,} stories {split_info["tokens"]:>13,} tokens '
+              f'{split_info["bytes"] / split_info["tokens"]:.2f} bytes per token')
     print(f'wrote {out} in {time.time() - start:.1f} s ({rate:,.0f} tokens/s); source: {source}')
     print(f'next: python train.py --dataset={out.relative_to(DATA).as_posix() if out.is_relative_to(DATA) else out}')

@@ -9,6 +9,9 @@ import numpy as np
 # four words, because SeedSequence([s]) and SeedSequence([s, 0]) are the same stream.
 INIT, DATA, DROPOUT, SAMPLE, RESAMPLE = 1, 2, 3, 4, 5
 
+# The streams of RESAMPLE, passed in place of the iteration.
+BOOTSTRAP, SIGN_FLIP, RANDOM_BATCHES, CALIBRATION_SUBSET = 0, 1, 3, 4
+
 
 def seed_sequence(use, seed, iteration=0, micro_batch=0):
     """Return the numpy SeedSequence of a stream."""

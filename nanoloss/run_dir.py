@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from nanoloss.checkpoint import save_checkpoint
 from nanoloss.metrics_log import trim_metrics
-from nanoloss.signals import log_line
+from nanoloss.signals import first_line, log_line
 
 INTACT = 'saved checkpoints are intact; free some space, then use --init_from=resume'
 
@@ -74,8 +74,7 @@ class RunDir:
             run = wandb.init(project=project, name=name or self.path.name, dir=self.path, id=run_id or None,
                              resume='allow', config=config)
         except Exception as e:  # no API key, no network: several classes, some of them private
-            reason = (str(e) or repr(e)).splitlines()[0]
-            raise OSError(f'W&B did not start ({reason}); WANDB_MODE=offline needs no account, and '
+            raise OSError(f'W&B did not start ({first_line(e)}); WANDB_MODE=offline needs no account, and '
                           '--wandb_log=False trains without W&B') from None
         run.define_metric('*', step_metric='iter')
         self.wandb = wandb

@@ -1,7 +1,7 @@
 """Score every token of a split in the three readouts.
 
 Everything is computed in float32, whatever dtype the model was trained in. At most one chunk of logits is held in
-memory at a time, and figures of single tokens only for one batch. Under torchrun, each rank scores its share of the
+memory at a time, and metrics of single tokens only for one batch. Under torchrun, each rank scores its share of the
 batches and the results are all-reduced.
 
 Shapes: N tokens in the split, n tokens in a batch or block, C classes, d the width of the model.
@@ -17,9 +17,9 @@ from nanoloss import dataloader, distributed, link, rng
 
 MAX_CACHE = 2**31  # bytes of hidden states that are cached between two passes over a split
 READOUTS = ('softmax', 'link', 'calibrated')
-FIGURES = ('nats', 'confidence', 'brier', 'rank')
-N_FIGURES = len(READOUTS) * len(FIGURES)
-OTHER = ('objective', 'link_sum', 'link_negative')
+METRICS = ('nats', 'confidence', 'brier', 'rank')
+N_METRICS = len(READOUTS) * len(METRICS)
+DIAGNOSTICS = ('objective', 'link_sum', 'link_negative')
 CONFIDENCE_STEPS = 10**6  # confidences are counted in steps of 1e-6
 
 
@@ -109,7 +109,7 @@ class HiddenStates:
         """Return HiddenStates of a fixed random choice of windows with n_tokens tokens or a few more, or self."""
         if self.n_tokens <= n_tokens:
             return self
-        order = rng.generator(rng.RESAMPLE, 0, 4).permutation(len(self.windows))
+        order = rng.generator(rng.RESAMPLE, 0, rng.CALIBRATION_SUBSET).permutation(len(self.windows))
         chosen = order[:np.searchsorted(np.cumsum(self.windows[order, 2]), n_tokens) + 1]
         return HiddenStates(self.model, self.tokens, self.windows[chosen], self.eot, self.batch_size, self.progress)
 
@@ -158,9 +158,9 @@ class Split:
 
 
 class Totals:
-    """Sums of the figures of all scored tokens. Their memory grows with the number of units, not with the tokens.
+    """Sums of the metrics of all scored tokens. Their memory grows with the number of units, not with the tokens.
 
-    Figures are rounded to multiples of 2^-24, so that the sums are exact and do not depend on the order, hence not on
+    Metrics are rounded to multiples of 2^-24, so that the sums are exact and do not depend on the order, hence not on
     the number of ranks.
 
     Attributes:
@@ -177,15 +177,15 @@ class Totals:
         self.split, readouts = split, len(READOUTS)
         self.units = np.zeros((4, readouts, split.n_units))
         self.counts = np.zeros(split.n_units)
-        self.other = np.zeros(3)
+        self.diagnostics = np.zeros(3)
         self.confidences = np.zeros((readouts, 2, CONFIDENCE_STEPS + 1))
         self.by_id = np.zeros((1 + readouts, split.states.C))
         self.by_position = np.zeros((1 + readouts, split.sizes.max()))
 
-    def add(self, positions, ids, figures, other):
-        """Add the figures of a batch; see score_tokens for the arguments."""
-        nats, confidence, brier, rank = np.rint(figures.astype(np.float64) * 2**24).transpose(1, 0, 2) / 2**24
-        self.other += (np.rint(other.astype(np.float64) * 2**24) / 2**24).sum(1)
+    def add(self, positions, ids, metrics, diagnostics):
+        """Add the metrics of a batch; see score_tokens for the arguments."""
+        nats, confidence, brier, rank = np.rint(metrics.astype(np.float64) * 2**24).transpose(1, 0, 2) / 2**24
+        self.diagnostics += (np.rint(diagnostics.astype(np.float64) * 2**24) / 2**24).sum(1)
         correct = rank < 1
         unit = self.split.unit(positions)
         units, inverse = np.unique(unit, return_inverse=True)
@@ -203,12 +203,12 @@ class Totals:
 
     def finish(self):
         """All-reduce the sums and check that each token was scored once."""
-        for x in (self.units, self.counts, self.other, self.confidences, self.by_id, self.by_position):
+        for x in (self.units, self.counts, self.diagnostics, self.confidences, self.by_id, self.by_position):
             distributed.all_reduce_sum(torch.from_numpy(x))  # in place
         assert np.array_equal(self.counts, self.split.sizes)
         self.tokens = int(self.counts.sum())
         self.sums = dict(zip(('nats', 'top1', 'top5', 'brier'), self.units, strict=True))
-        self.objective, self.link_sum, self.link_negative = self.other.tolist()
+        self.objective, self.link_sum, self.link_negative = self.diagnostics.tolist()
 
     def calibration_counts(self, i):
         """Return (confidence, accuracy, number of tokens), an array each, for each confidence in readout i."""
@@ -219,7 +219,7 @@ class Totals:
 
 @torch.no_grad()
 def score_tokens(loss, states, calibration):
-    """Score every token of a split; yield (positions, ids, figures, other) for each batch.
+    """Score every token of a split; yield (positions, ids, metrics, diagnostics) for each batch.
 
     Args:
         loss: LossCoefficients or a custom loss.
@@ -227,13 +227,13 @@ def score_tokens(loss, states, calibration):
         calibration: function of positions (n,) that returns the inverse temperature and the mix of the calibrated
             readout, two arrays (n,).
 
-    Returns:
-        An iterator over tuples of arrays:
+    Yields:
+        Tuples of arrays:
 
         - positions (n,) in the split and the token ids (n,) there;
-        - figures (readouts, 4, n): nats, confidence (the largest probability), Brier score and rank (number of other
+        - metrics (readouts, 4, n): nats, confidence (the largest probability), Brier score and rank (number of other
           tokens that are at least as probable as the true one);
-        - other (3, n): the training loss, the sum over classes of the link before its projection, and of its
+        - diagnostics (3, n): the training loss, the sum over classes of the link before its projection, and of its
           negative part; NaN for a custom loss.
     """
     states.description = 'scoring'
@@ -244,16 +244,17 @@ def score_tokens(loss, states, calibration):
             tau = None if batch.thresholds is None else batch.thresholds[part]
             parts.append(score_block(loss, logits, batch.targets[part], u[part], mix[part], tau))
         values = torch.cat(parts, 1)
-        values[N_FIGURES] += link.quadratic_term(loss, batch.hidden, states.weight, batch.targets, states.C)
+        values[N_METRICS] += link.quadratic_term(loss, batch.hidden, states.weight, batch.targets, states.C)
         values = values.cpu().numpy()  # the only copy to the host
-        figures, other = np.split(values, [N_FIGURES])
-        yield (batch.positions, states.tokens[batch.positions], figures.reshape(len(READOUTS), len(FIGURES), -1), other)
+        metrics, diagnostics = np.split(values, [N_METRICS])
+        metrics = metrics.reshape(len(READOUTS), len(METRICS), -1)
+        yield batch.positions, states.tokens[batch.positions], metrics, diagnostics
 
 
 def score_block(loss, logits, y, u, mix, tau=None):
-    """Return figures and other of score_tokens, without the quadratic part of the loss, in one tensor.
+    """Return metrics and diagnostics of score_tokens, without the quadratic part of the loss, in one tensor.
 
-    Its shape is (N_FIGURES + len(OTHER), n).
+    Its shape is (N_METRICS + len(DIAGNOSTICS), n).
 
     Args:
         logits: (n, C).
@@ -266,20 +267,20 @@ def score_block(loss, logits, y, u, mix, tau=None):
     softmax, top, log_Z, cross_entropy = link.softmax_nll(logits, y)
     # every readout of a built-in loss keeps the order of the logits, even where its own digits run out
     rank = count_not_below(logits, index) - 1
-    values = logits.new_full((N_FIGURES + len(OTHER), n), math.nan)
-    readouts, other = values[:N_FIGURES].view(len(READOUTS), len(FIGURES), n, 1), values[N_FIGURES:]
-    other[0] = link.partial_objective(loss, logits, y, log_Z, cross_entropy)
+    values = logits.new_full((N_METRICS + len(DIAGNOSTICS), n), math.nan)
+    readouts, diagnostics = values[:N_METRICS].view(len(READOUTS), len(METRICS), n, 1), values[N_METRICS:]
+    diagnostics[0] = link.partial_objective(loss, logits, y, log_Z, cross_entropy)
     readouts[0] = torch.stack([cross_entropy, top, sum_of_squares(softmax) - 2 * softmax.gather(1, index) + 1, rank])
 
     if softmax_link:
         readouts[1] = readouts[0]
         if built_in:
-            other[1], other[2] = 1, 0
+            diagnostics[1], diagnostics[2] = 1, 0
         x = link.log2_softmax(logits)
     else:
         if built_in:
             r = link.link_ratio(loss, logits, softmax)
-            other[1], other[2] = r.sum(-1), r.clamp(max=0).sum(-1)
+            diagnostics[1], diagnostics[2] = r.sum(-1), r.clamp(max=0).sum(-1)
             p, _ = link.subtract_threshold(r, tau)
         else:
             p = loss.link(logits)

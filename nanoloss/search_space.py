@@ -39,12 +39,12 @@ def read_space(path, settings, defaults, rules, applies):
         existing = ', '.join(sorted(f'config/{p.name}' for p in ROOT.glob('config/space_*.py')))
         raise ValueError(f'--space={path}: no such file; pass one of {existing}, or a file of your own')
     try:
-        names, trees = run_config(str(found.absolute()), settings)
+        namespace, trees = run_config(str(found.absolute()), settings)
     except (Exception, SystemExit) as e:
         raise ValueError(f'--space={path}: {type(e).__name__}: {e}; correct the file') from None
     ignored = scratch_names(trees.values())
     space, errors = {}, []
-    for name, values in names.items():
+    for name, values in namespace.items():
         if values is settings.get(name) or name[0] == '_' or name in ignored or isinstance(values, types.FunctionType):
             continue
         where = f'--space={path}: {name} = {values!r}'
@@ -60,8 +60,8 @@ def read_space(path, settings, defaults, rules, applies):
     for rule in rules:  # at the end points of all settings that it names; the first point that breaks it is reported
         expression = rule if isinstance(rule, str) else rule[0]
         named = [name for name in space if re.search(rf'\b{name}\b', expression)]
-        for values in itertools.product(*(end_points(space[name]) for name in named)) if named else ():
-            point = dict(zip(named, values, strict=True))
+        for ends in itertools.product(*(end_points(space[name]) for name in named)) if named else ():
+            point = dict(zip(named, ends, strict=True))
             if lines := broken_rules([rule], {**settings, **point}):
                 text = ', '.join(f'{name} = {value!r}' for name, value in point.items())
                 errors.append(f'--space={path}: {text}: {lines[0]}')

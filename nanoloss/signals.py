@@ -91,6 +91,11 @@ def is_out_of_memory(error):
     return isinstance(error, MemoryError) or isinstance(error, RuntimeError) and bool(OUT_OF_MEMORY.search(str(error)))
 
 
+def first_line(error):
+    """Return the first line of an exception's message, cut to 200 characters, or its class if there is no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 def print_error(kind, error, traceback):
     """The excepthook: one line for out-of-memory, lost-connection and file errors, the traceback for the rest."""
     if issubclass(kind, BrokenPipeError):
@@ -99,7 +104,7 @@ def print_error(kind, error, traceback):
         reason = ' '.join(str(error).split('. GPU')[0].split())[:200]
         message = f'out of memory ({reason or kind.__name__}); {memory_hint}'
     elif 'TORCHELASTIC_RUN_ID' in os.environ and issubclass(kind, RuntimeError) and CONNECTION_LOST.search(str(error)):
-        message = f'another process failed; see its own error ({str(error).splitlines()[0][:120]})'
+        message = f'another process failed; see its own error ({first_line(error)})'
     elif issubclass(kind, OSError):
         message = str(error)
     else:

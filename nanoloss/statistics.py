@@ -63,7 +63,7 @@ def bootstrap(sums, sizes, resamples, seed, level=0.95):
         sizes: (units,).
     """
     units = len(sizes)
-    generator = rng.generator(rng.RESAMPLE, seed, 0)
+    generator = rng.generator(rng.RESAMPLE, seed, rng.BOOTSTRAP)
     columns = np.column_stack([sums, sizes]).astype(np.float64)
     ratios = []
     for n in _chunk_sizes(resamples, units):
@@ -87,7 +87,7 @@ def sign_flip(differences, resamples, seed):
     if 2**units <= resamples:
         signs = np.array(list(itertools.product((-1.0, 1.0), repeat=units)))
         return (abs(signs @ differences) >= observed).mean(0)
-    generator = rng.generator(rng.RESAMPLE, seed, 1)
+    generator = rng.generator(rng.RESAMPLE, seed, rng.SIGN_FLIP)
     as_extreme = np.zeros(differences.shape[1], np.int64)
     for n in _chunk_sizes(resamples, units):
         signs = 2.0 * generator.integers(2, size=(n, units), dtype=np.int8) - 1
@@ -119,7 +119,7 @@ def crossed_interval(sums, sizes, level=0.95):
 
 def random_batches(means, batch_units, resamples, seed, level=0.95):
     """Return a percentile interval (2,) of the mean of `batch_units` units drawn at random from means (units,)."""
-    generator = rng.generator(rng.RESAMPLE, seed, 3)
+    generator = rng.generator(rng.RESAMPLE, seed, rng.RANDOM_BATCHES)
     batch_means = [means[generator.integers(len(means), size=(n, batch_units))].mean(1)
                    for n in _chunk_sizes(resamples, batch_units)]
     return np.quantile(np.concatenate(batch_means), [(1 - level) / 2, (1 + level) / 2])

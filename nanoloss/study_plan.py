@@ -15,11 +15,11 @@ def read_json(path):
     try:
         return json.loads(path.read_text()) if path.exists() else {}
     except ValueError:
-        fail(f'{path}: invalid JSON; delete it, or pass another --name')
+        fail(f'{path}: invalid JSON; restore or delete this file')
 
 
 def read_study(name):
-    """Return the declared readout and the runs of a study, {arm: {seed: {readout: figures}}}.
+    """Return the declared readout and the runs of a study, {arm: {seed: {readout: metrics}}}.
 
     Args:
         name: of a study in docs/studies, or the path of a results.json. Exits if there is no such study.

@@ -106,11 +106,8 @@ class Tokenizer:
     def load(cls, path):
         """Load the tokenizer of a dataset folder (from its meta.json), or a file written by save().
 
-        'gpt2' and 'byte' are accepted in place of a path. Raises OSError or ValueError, in one line with the path, if
-        the file is missing or not valid.
+        Raises OSError or ValueError, in one line with the path, if the file is missing or not valid.
         """
-        if path in ('gpt2', 'byte'):
-            return cls(path)
         is_folder = os.path.isdir(path)
         file = os.path.join(path, 'meta.json') if is_folder else path
         try:

@@ -37,7 +37,8 @@ class Timer:
 
     def __init__(self, state, device):
         self.state = state
-        self.synchronize = torch.cuda.synchronize if device.startswith('cuda') else lambda: None
+        synchronize = {'cuda': torch.cuda.synchronize, 'mps': torch.mps.synchronize}
+        self.synchronize = synchronize.get(device.split(':')[0], lambda: None)
         self.eval_seconds = []
         self.first = self.last_lap = (state.iter_num, state.train_seconds)
         self.mark = time.perf_counter()

@@ -129,6 +129,9 @@ def test_custom_loss(path, monkeypatch):
     monkeypatch.setitem(losses.CUSTOM_LOSSES, 'custom', custom)
     checkpoint = load_checkpoint(path) | describe_model(make_model(), TOKENIZER, 'custom', custom)
     assert checkpoint['loss'] == {'name': 'custom', 'coefficients': None} and restore_model(checkpoint)[2] is custom
+    del losses.CUSTOM_LOSSES['custom']
+    with pytest.raises(ValueError, match="'custom'.*CUSTOM_LOSSES"):
+        restore_model(checkpoint)
 
 
 def test_padding_is_not_saved():

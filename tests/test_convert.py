@@ -114,7 +114,7 @@ def test_nanogpt_resumes(ids, tmp_path):
 
     def step(it):
         windows = dataloader.train_windows(len(data), 32, 7, it * 4, 4)
-        x, y = map(torch.from_numpy, dataloader.read_windows(data, windows, 32))
+        x, y = dataloader.load_windows(data, windows, 32)
         loss = torch.nn.functional.cross_entropy(reference(x).logits.flatten(0, 1), y.flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -247,7 +247,7 @@ def test_new_run_from_a_directory(ids, tmp_path):
     status, _, err = run(ROOT / 'train.py', *flags, '--out_dir=run', cwd=tmp_path)
     assert status == 0, err
     data = np.fromfile(ids / 'val.bin', '<u2')
-    x, y = map(torch.from_numpy, dataloader.read_windows(data, dataloader.val_windows(len(data), 32, 4), 32))
+    x, y = dataloader.load_windows(data, dataloader.val_windows(len(data), 32, 4), 32)
     with torch.no_grad():
         nats = torch.nn.functional.cross_entropy(reference(x).logits.flatten(0, 1), y.flatten()).item()
     first = json.loads((tmp_path / 'run/metrics.jsonl').read_text().splitlines()[0])

@@ -82,12 +82,11 @@ def test_val_windows():
 
 @pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=pytest.mark.cuda)])
 def test_targets_are_the_next_tokens(device):
-    """Each target is the token after its input, as an array and as a tensor on any device."""
+    """Each target is the token after its input, on any device."""
     tokens, starts = np.arange(100, dtype=np.uint16), np.array([3, 50])
-    x, y = dataloader.read_windows(tokens, starts, 10)
-    assert x.dtype == np.int64 and np.array_equal(y, x + 1) and np.array_equal(x[:, 0], starts)
-    loaded = dataloader.load_windows(tokens, starts, 10, device)
-    assert all(torch.equal(tensor.cpu(), torch.tensor(array)) for tensor, array in zip(loaded, (x, y), strict=True))
+    x, y = dataloader.load_windows(tokens, starts, 10, device)
+    assert x.dtype == torch.int64 and x.device.type == device and torch.equal(y, x + 1)
+    assert torch.equal(x.cpu(), torch.tensor(starts)[:, None] + torch.arange(10))
 
 
 def test_story_bounds_of_many_tokens():
@@ -190,6 +189,20 @@ def test_pickles_are_not_loaded(tmp_path, monkeypatch):
         dataloader.open_dataset(str(tmp_path), 1)
     assert dataloader.open_dataset(str(tmp_path), 1, vocab_size=4).tokenizer.vocab_size == 4
     assert not (tmp_path / 'bomb').exists()
+
+
+def test_name_of_a_folder_of_data_sets(tmp_path, monkeypatch):
+    """If a name under data/ holds data sets, the error names them; otherwise the script that makes one."""
+    monkeypatch.setattr(dataloader, 'DATA', tmp_path)
+    (tmp_path / 'stories').mkdir()
+    (tmp_path / 'stories/prepare.py').touch()
+    with pytest.raises(FileNotFoundError, match='data/stories/prepare.py'):
+        dataloader.find_dataset('stories')
+    for kind in ('bpe', 'byte'):
+        (tmp_path / 'stories' / kind).mkdir()
+        write_bins(tmp_path / 'stories' / kind, range(16))
+    with pytest.raises(FileNotFoundError, match='--dataset=stories/bpe or stories/byte$'):
+        dataloader.find_dataset('stories')
 
 
 def test_missing_files(tmp_path):

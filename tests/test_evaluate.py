@@ -130,7 +130,7 @@ def test_blocks_are_the_windows_of_training(data, tmp_path):
                       '--batch_size=4')
     tokens = np.fromfile(data / 'val.bin', np.uint8)
     starts = dataloader.val_windows(len(tokens), 16, 10**9)
-    x, y = map(torch.from_numpy, dataloader.read_windows(tokens, starts, 16))
+    x, y = dataloader.load_windows(tokens, starts, 16)
     rest = torch.from_numpy(tokens[starts[-1] + 16:].astype(np.int64))
     loss = losses.squentropy(256)
     with torch.no_grad():

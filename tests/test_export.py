@@ -160,6 +160,7 @@ def test_interrupted(tmp_path, number):
         children = [pid for path in Path(f'/proc/{process.pid}/task').glob('*/children')
                     for pid in path.read_text().split()]
     assert sorted(tmp_path.rglob('*')) != before
+    time.sleep(0.5)  # Python handles a signal late if it arrives just before the main thread starts to wait
     process.send(number)
     status, out, err = process.finish(30)
     assert status == 128 + number and not out and 'Traceback' not in err and 'exported' in err.splitlines()[-1], err

@@ -134,7 +134,7 @@ def test_link_of_cross_entropy_is_softmax():
     assert link.has_softmax_link(losses.cross_entropy(50))
     assert torch.equal(link.link(losses.cross_entropy(50), f), F.softmax(f, -1))
     for scale in (1, 100):
-        torch.testing.assert_close(link.token_nll(losses.cross_entropy(50), scale * f, y),
+        torch.testing.assert_close(link.token_scores(losses.cross_entropy(50), scale * f, y)[1],
                                    F.cross_entropy(scale * f, y, reduction='none'))
 
 
@@ -146,7 +146,8 @@ def test_link_of_a_custom_loss():
     assert link.has_softmax_link(custom) and torch.equal(link.link(custom, f), F.softmax(f, -1))
     custom.link = lambda logits: torch.full_like(logits, 1 / 70)
     assert not link.has_softmax_link(custom)
-    torch.testing.assert_close(link.token_nll(custom, f, y, mix=0.0), torch.tensor(70.0).log().expand(5))
+    p = 0.9 / 70 + 0.1 * F.softmax(f, -1)[y, y]
+    torch.testing.assert_close(link.token_scores(custom, f, y)[1], -p.log())
 
 
 def test_link_refuses_half_precision():
@@ -157,14 +158,14 @@ def test_link_refuses_half_precision():
 
 @ALL_LOSSES
 def test_nats_are_finite_and_mixed(name, constants):
-    """token_nll is -log((1 - mix) link + mix softmax), and finite even if softmax underflows."""
+    """The negative log-likelihood is -log(0.9 link + 0.1 softmax), and finite even if softmax underflows."""
     loss = losses.make_loss(name, 50, **constants)
     f, y = 2 * torch.randn(100, 50, dtype=torch.float64), torch.randint(50, (100,))
     p = 0.9 * link.link(loss, f) + 0.1 * F.softmax(f, -1)
-    torch.testing.assert_close(link.token_nll(loss, f, y, mix=0.1), -p.gather(1, y[:, None])[:, 0].log())
+    torch.testing.assert_close(link.token_scores(loss, f, y)[1], -p.gather(1, y[:, None])[:, 0].log())
     peaked = torch.zeros(1, 50)
     peaked[0, 3] = 500.0
-    assert torch.isfinite(link.token_nll(loss, peaked, torch.tensor([7]))).all()
+    assert torch.isfinite(link.token_scores(loss, peaked, torch.tensor([7]))[1]).all()
 
 
 @ALL_LOSSES
@@ -177,5 +178,5 @@ def test_score_agrees_with_training(name, constants, monkeypatch):
     objective, nll = link.score_batch(loss, h, W, y, 70)
     expected = [losses.mean_loss(loss, h[i:i + 1].double(), W.double(), y[i:i + 1], 70) for i in range(37)]
     torch.testing.assert_close(objective, torch.stack(expected).float(), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(nll, link.token_nll(loss, h @ W[:70].T, y), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(nll, link.token_scores(loss, h @ W[:70].T, y)[1], rtol=1e-4, atol=1e-4)
     assert objective.dtype == nll.dtype == torch.float32

@@ -224,6 +224,17 @@ def test_unknown_loss():
         losses.make_loss('squentrop', 10)
 
 
+def test_check_loss(monkeypatch):
+    """A custom loss must return one loss per token; built-in names are accepted, unknown ones are not."""
+    monkeypatch.setitem(losses.CUSTOM_LOSSES, 'mean', F.cross_entropy)
+    monkeypatch.setitem(losses.CUSTOM_LOSSES, 'good', lambda f, y: F.cross_entropy(f, y, reduction='none'))
+    for name in ('mean', 'squentrop'):
+        with pytest.raises(ValueError, match=f'--loss={name}: '):
+            losses.check_loss(name, 10)
+    for name in ('good', 'mse'):
+        losses.check_loss(name, 10)
+
+
 def test_reported_scale():
     """MSE is reported as a mean over classes, the other losses as they are trained."""
     assert losses.reported_scale(losses.mse(50), 50) == 1 / 50

@@ -88,6 +88,8 @@ def test_a_source_of_its_own_cuts_nothing():
     """a split with a source takes all of it and nothing of the training stories"""
     edges = split_edges({'train': None, 'val': None, 'test': None}, 0.1, 0.2)
     assert edges == {split: [(split, 1)] for split in ('train', 'val', 'test')}
+    assert split_edges({'train': None, 'val': None}, 0.1, 0.2)['train'] == [('test', 0.2), ('train', 1)]
+    assert split_edges({'train': None, 'test': None}, 0.1, 0.2)['train'] == [('val', 0.1), ('train', 1)]
 
 
 def test_batches_hold_all_stories():

@@ -1,5 +1,4 @@
 """Statistics against scikit-learn, scipy, plain loops, exhaustive enumeration and simulation."""
-import itertools
 
 import numpy as np
 import pytest

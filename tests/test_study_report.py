@@ -1,4 +1,4 @@
-"""The report of a study: paired differences, the table and the figures."""
+"""The report of a study: paired differences and the table."""
 import numpy as np
 import pytest
 from scipy import stats
@@ -66,8 +66,8 @@ def test_sign_flips_from_eight_pairs():
     assert found['flip'] == pytest.approx(exact, abs=0.01)
 
 
-def test_table_and_figures(tmp_path):
-    """All arms are in the table with their means, also one whose runs all diverged; all figures are drawn."""
+def test_table():
+    """All arms are in the table with their means, also one whose runs all diverged."""
     generator = np.random.default_rng(5)
     scores = {'cross_entropy': {seed: made_up_run(generator) for seed in (1, 2)},
               'squentropy': {1: made_up_run(generator)}, 'mse': {}}
@@ -87,6 +87,3 @@ def test_table_and_figures(tmp_path):
         assert rows[arm][2].startswith(f'{np.mean(nats):.4f}') and rows[arm][-1] == '6 |'
     assert '2 diverged' in rows['mse'][1] and '1 of 2' in rows['squentropy'][1] and rows['cross_entropy'][1] == '2'
     assert table.count('learning_rate=0.125') == 1 and all(f'loss={arm}' in table for arm in scores)
-    study_report.draw_figures(tmp_path, '-test', scores, logs, differences, 'link')
-    assert sorted(path.name for path in tmp_path.glob('*.png') if path.stat().st_size > 5_000) == [
-        f'{name}-test.png' for name in ('calibration', 'curves', 'differences', 'frequency')]

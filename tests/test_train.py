@@ -52,7 +52,7 @@ def test_training_learns(train, tmp_path, tiny_data, loss):
     assert f"{last['val_nats']:.4f}" in out and 'python sample.py --out_dir=' in out and 'synthetic' in out
     model, _, loss_fn = restore_model(load_checkpoint(tmp_path / 'run/ckpt.pt'))
     tokens = dataloader.open_bin(tiny_data, 'val', dataloader.read_meta(tiny_data))
-    x, y = map(torch.from_numpy, dataloader.read_windows(tokens, dataloader.val_windows(len(tokens), 32, 80), 32))
+    x, y = dataloader.load_windows(tokens, dataloader.val_windows(len(tokens), 32, 80), 32)
     with torch.no_grad():
         logits, y = model.double().logits(model(x)).flatten(0, 1), y.flatten()
     p = 0.9 * link.link(loss_fn, logits) + 0.1 * logits.softmax(-1)
@@ -86,7 +86,7 @@ def test_iterations_match_a_float64_loop(train, tmp_path, tiny_data, dtype, drop
         for micro_step in range(2):
             starts = dataloader.train_windows(len(tokens), 32, 1337, 8 * iter_num + 4 * micro_step, 4)
             length = 16 if iter_num < 0.4 * 4 else 32
-            x, y = (torch.from_numpy(a).reshape(-1, length) for a in dataloader.read_windows(tokens, starts, 32))
+            x, y = (a.reshape(-1, length) for a in dataloader.load_windows(tokens, starts, 32))
             torch.manual_seed(rng.torch_seed(rng.DROPOUT, 1337, iter_num, micro_step))
             F.cross_entropy(model.logits(model(x)).flatten(0, 1), y.flatten()).div(2).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
@@ -106,7 +106,7 @@ def test_random_windows(train, tiny_data, tmp_path):
     model = GPT(GPTConfig(block_size=32, vocab_size=256, n_layer=1, n_head=2, n_embd=16, bias=False)).double()
     tokens = dataloader.open_bin(tiny_data, 'train', dataloader.read_meta(tiny_data))
     starts = dataloader.train_windows(len(tokens), 32, 1337, 0, 4, at_random=True)
-    x, y = map(torch.from_numpy, dataloader.read_windows(tokens, starts, 32))
+    x, y = dataloader.load_windows(tokens, starts, 32)
     expected = F.cross_entropy(model.logits(model(x)).flatten(0, 1), y.flatten()).item()
     assert next(m['loss'] for m in read(tmp_path / 'run/metrics.jsonl') if 'loss' in m) == pytest.approx(expected)
 
