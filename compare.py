@@ -54,7 +54,8 @@ def split_arguments(arguments, settings):
 
 own_arguments, train_arguments = split_arguments(sys.argv[1:], read_settings(__file__)[0])
 configure(globals(), argv=own_arguments, rules=[
-    ("name != '' and '/' not in name and name[0] != '.'", 'pass a name without a slash'), "losses != ''",
+    ("name != '' and '/' not in name and '{' not in name and name[0] != '.'", 'pass a name without / and {'),
+    "losses != ''",
     '1 <= seeds <= 1000', '0 <= first_seed < 2**31', "readout in ('softmax', 'link', 'calibrated')",
     "split in ('val', 'test')", 'margin >= 0', 'evaluations >= 1', 'num_samples >= 0',
     '1 <= jobs <= 1000'])
@@ -68,9 +69,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from nanoloss.signals import install_excepthook, log_line
+from nanoloss import signals
+from nanoloss.signals import log_line
 
-install_excepthook('lower --batch_size')
+signals.install_excepthook('lower --batch_size')
 require('matplotlib', 'scipy')  # for the report
 
 import numpy as np
@@ -82,7 +84,8 @@ from nanoloss.study_plan import check_plan, merge_plan, read_json, write_text
 
 FOLDER = Path('results') / name
 SUFFIX = '-test' if split == 'test' else ''  # of the report's files, which do not replace those of val.bin
-THREADS = max(1, os.cpu_count() // jobs) if jobs > 1 and 'OMP_NUM_THREADS' not in os.environ else 0  # per run
+jobs = min(jobs, seeds * len(losses.split(',')))
+THREADS = max(1, launcher.count_cpus() // jobs) if jobs > 1 and 'OMP_NUM_THREADS' not in os.environ else 0  # per run
 FIXED = 'out_dir', 'seed', 'loss', 'eval_interval', 'eval_windows', 'eval_only', 'sample_tokens', 'patience'
 
 
@@ -103,17 +106,19 @@ def read_arms():
     """Return {arm: settings of train.py}. Exits with status 2 on a mistake."""
     defaults, rules, applies = launcher.train_settings()
     arms, explicit = {}, {}  # explicit: {arm: names of the settings on the command line}
+    earlier = read_json(FOLDER / 'plan.json').get('settings', {})
     for entry in map(str.strip, losses.split(',')):
         arm, loss, flags = parse_entry(entry)
         explicit[arm] = [flag.removeprefix('--').partition('=')[0] for flag in train_arguments + flags]
         for key in explicit[arm]:
             if key in FIXED:
                 fail(f'--{key}: compare.py sets it for every run; omit it', status=2)
-        if run_folder(arm, 0) in [run_folder(other, 0) for other in arms]:
-            fail(f'--losses={losses}: found {arm} twice; use different names', status=2)
+        others = [*arms, *(other for other in earlier if other != arm)]
+        if same := [other for other in others if run_folder(other, 0) == run_folder(arm, 0)]:
+            fail(f'--losses={losses}: {arm} and {same[0]} would share a folder; use different names', status=2)
         config = each.replace('{loss}', loss)
         if config and not (os.path.isfile(config) or (ROOT / config).is_file()):
-            check_loss(loss)
+            check_name(loss)
             fail(f'--each={each}: there is no {config}; write one, pass one file for all losses '
                  '(--each=config/train_tinystories_cross_entropy.py), or none (--each=)', status=2)
         arms[arm] = configure({**defaults, '__file__': str(launcher.TRAIN)}, rules, applies, argv=[
@@ -130,7 +135,7 @@ def read_arms():
             fail(f'--losses={losses}: found different values of {key}; compare losses on the same tokens', status=2)
     first = next(iter(arms.values()))
     for arm, settings in arms.items():
-        check_loss(settings['loss'])
+        check_name(settings['loss'])
         settings['eval_windows'] = first['eval_iters'] * first['batch_size']  # the same ones for every batch size
         if settings['init_from'] != 'scratch':
             use_weights(arm, settings, explicit[arm])
@@ -153,12 +158,10 @@ def use_weights(arm, settings, explicit):
             checkpoint.init_model(checkpoint.load_checkpoint(path), False, settings, explicit, data)
 
 
-def check_loss(loss):
+def check_name(loss):
     from losses import make_loss  # imports torch, so other mistakes are found first
-    try:
+    with fail_on(ValueError, status=2):
         make_loss(loss, 10)
-    except ValueError as e:
-        fail(f'--losses={losses}: {e}', status=2)
 
 
 def describe_data(settings):
@@ -196,13 +199,13 @@ def read_budget():
 def iterations(arms, kind, amount):
     """Return {arm: max_iters} for a budget."""
     if kind == 'seconds':
-        return {arm: max(1, int(speed * amount)) for arm, speed in measure_speeds(arms).items()}
+        return {arm: max(1, int(speed * amount)) for arm, speed in speeds_of(arms).items()}
     return {arm: max(1, round(amount if kind == 'iters' else amount / launcher.tokens_per_iter(settings)))
             for arm, settings in arms.items()}
 
 
-def measure_speeds(arms):
-    """Return {arm: iterations per second} and store it in speeds.json.
+def speeds_of(arms):
+    """Return {arm: iterations per second} from speeds.json, after measuring those that are missing.
 
     Arms that are added to a study are measured relative to one that was measured before.
     """
@@ -246,13 +249,10 @@ def train(arm, settings, seed):
     """Train unless the run has ended, from its last checkpoint if there is one. Returns False if it diverged."""
     if has_diverged(arm, seed):
         return False
-    folder, iters = run_folder(arm, seed), settings['max_iters']
-    results = [folder / 'val.json', folder / 'test.json']
-    resumes = (folder / 'ckpt.pt').exists()
-    if resumes and any(read_json(path).get('iteration') == iters for path in results):
+    if is_finished(arm, seed):
         return True
-    for path in results:  # of an earlier run
-        path.unlink(missing_ok=True)
+    folder, iters = run_folder(arm, seed), settings['max_iters']
+    resumes = (folder / 'ckpt.pt').exists()
     status, last_line = launcher.run_training(settings, folder, threads=THREADS, seed=seed, out_dir=str(folder),
                                               eval_interval=-(-iters // evaluations),
                                               init_from='resume' if resumes else first_weights(settings, seed))
@@ -267,7 +267,7 @@ def train(arm, settings, seed):
 
 
 def run_script(script, arm, seed, flags):
-    """Run a script on the last checkpoint of a run and return its stdout. Exits if it fails."""
+    """Run a script on the last checkpoint of a run and return (stdout, stderr). Exits if it fails."""
     flags = [f'--checkpoint={run_folder(arm, seed)}/ckpt.pt', *flags]
     stdout, stderr, status = launcher.run_script(script, flags, THREADS)
     if launcher.STOPPING.is_set():
@@ -275,9 +275,7 @@ def run_script(script, arm, seed, flags):
     if status:
         reason = stderr.strip().removeprefix('error: ') or f'ended with status {status}'
         fail(f'{arm}, seed {seed}: {script}: {reason}')
-    if stderr.strip():  # warnings
-        log_line(printable(f'{arm}, seed {seed}: {script}: {stderr.strip()}'))
-    return stdout
+    return stdout, stderr.strip()
 
 
 def evaluate(arm, settings, seed, blocks):
@@ -286,8 +284,12 @@ def evaluate(arm, settings, seed, blocks):
     if not is_scored(arm, seed):
         flags = [f'--split={split}', '--json=True', f'--arrays={arrays}', '--bootstrap=99', f'--blocks={blocks}',
                  f'--device={settings["device"]}']
-        write_text(result, run_script('evaluate.py', arm, seed, flags))
-    return json.loads(result.read_text()), np.load(arrays)
+        scores, warnings = run_script('evaluate.py', arm, seed, flags)
+        if warnings:
+            log_line(printable(f'{arm}, seed {seed}: evaluate.py: {warnings}'))
+        write_text(result, scores)
+    with np.load(arrays) as contents:
+        return json.loads(result.read_text()), dict(contents)
 
 
 def run(arm, settings, seed, blocks):
@@ -318,6 +320,8 @@ def run_all(arms, blocks):
                 if finished > kept:
                     line += f', about {(time.time() - started) / (finished - kept) * left / 60:.0f} min'
                 log_line(printable(line))
+                if signals.stop_signal:  # the reader of stdout is gone
+                    raise SystemExit(128 + signals.stop_signal)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             launcher.stop_all()
@@ -336,7 +340,7 @@ def report(plan, data, blocks):
         fail(f'--name={name}: all runs diverged; lower --learning_rate and pass another --name')
     logs = {arm: {seed: list(read_metrics(run_folder(arm, seed) / 'metrics.jsonl')) for seed in runs}
             for arm, runs in scores.items()}
-    about = study_report.describe_study(plan, scores, data, budget, jobs, split)
+    about = study_report.describe_study(plan, scores, data, budget, split)
     differences = study_report.paired_differences(scores, readout)
     table = study_report.format_table(name, about, plan, scores, logs, diverged, differences)
     write_text(FOLDER / f'table{SUFFIX}.md', table)
@@ -347,14 +351,16 @@ def report(plan, data, blocks):
     from nanoloss import study_figures  # imports matplotlib
     study_figures.draw_figures(FOLDER, SUFFIX, scores, logs, differences, readout)
     writers = [arm for arm, runs in scores.items() if runs]
-    seed = next((seed for seed in plan['seeds'] if all(is_finished(arm, seed) for arm in writers)), None)
+    seed = next((seed for seed in plan['seeds'] if all(
+        is_finished(arm, seed) and (run_folder(arm, seed) / 'ckpt.pt').exists() for arm in writers)), None)
     has_stories = num_samples > 0 and not blocks and seed is not None
     if has_stories:
         stories = {}
         for arm in writers:
             flags = [f'--num_samples={num_samples}', f'--start={start}', '--max_new_tokens=200',
                      f'--device={plan["settings"][arm]["device"]}']
-            stories[arm] = run_script('sample.py', arm, seed, flags).split('\n' + '-' * 79 + '\n')[:num_samples]
+            text, _ = run_script('sample.py', arm, seed, flags)
+            stories[arm] = text.split('\n' + '-' * 79 + '\n')[:num_samples]
         write_text(FOLDER / 'stories.md', study_report.format_stories(stories, seed))
     for line in table.splitlines():
         log_line(line)

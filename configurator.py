@@ -147,12 +147,12 @@ def fail(*messages, status=1):
 
 
 @contextmanager
-def fail_on(*errors):
+def fail_on(*errors, status=1):
     """Turn these exceptions into fail()."""
     try:
         yield
     except errors as e:
-        fail(e)
+        fail(e, status=status)
 
 
 def require(*packages):

@@ -16,7 +16,7 @@ calibrate = False           # fold the best softmax temperature on val.bin into 
 dataset = ''                # data set whose val.bin is used; '' = the data set of the checkpoint, if it exists
 device = 'auto'             # auto | cpu | cuda | cuda:1 | mps: where evaluate.py scores the checkpoint
 matmul = 'auto'             # library for float32 matmul, as in evaluate.py: auto | torch | onednn
-figures = ''                # output of evaluate.py --json=True, for the model card; '' = run evaluate.py
+metrics = ''                # output of evaluate.py --json=True, for the model card; '' = run evaluate.py
 configure(globals(), rules=[("to != ''", 'pass the directory to create, --to=...'),
                             ('not (checkpoint and out_dir)', 'pass one of them'),
                             "device == 'auto' or device.split(':')[0] in ('cpu', 'cuda', 'mps')",
@@ -27,7 +27,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+
 from pathlib import Path
 
 from nanoloss import signals
@@ -78,27 +78,26 @@ def fit_temperature(model, tokenizer, name):
     return None, None
 
 
-def read_figures(loaded):
-    """Read the output of evaluate.py from --figures, and check that it belongs to the checkpoint."""
+def read_metrics_file(loaded):
+    """Read the output of evaluate.py from --metrics, and check that it belongs to the checkpoint."""
     try:
-        result = json.loads(Path(figures).read_text(encoding='utf-8'))
-        sum(metrics[key] for metrics in result['readouts'].values() for key in COLUMNS)  # all are there, and numbers
+        result = json.loads(Path(metrics).read_text(encoding='utf-8'))
+        sum(row[key] for row in result['readouts'].values() for key in COLUMNS)  # all are there, and numbers
         found, expected = (result['loss'], result['iteration']), (loaded['loss']['name'], loaded['iter_num'])
         if found != expected or not all(result[key] for key in ('split', 'source', 'tokens')):
             raise ValueError(f'loss and iteration are {found}, expected {expected}')
         return result
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        fail(f'--figures={figures} could not be used ({type(e).__name__}: {e}); create it with: '
+        fail(f'--metrics={metrics} could not be used ({type(e).__name__}: {e}); create it with: '
              f'python evaluate.py --checkpoint={checkpoint} --json=True > FILE')
 
 
 def measure(tokenizer, name):
     """Run evaluate.py on val.bin and return its output, a dict."""
-    flags = ['--json=True', f'--checkpoint={checkpoint}', f'--dataset={name}', f'--device={device}',
+    flags = ['--json=True', '--bootstrap=99', f'--checkpoint={checkpoint}', f'--dataset={name}', f'--device={device}',
              f'--blocks={tokenizer.kind == "ids"}', *([f'--matmul={matmul}'] if matmul != 'auto' else [])]
     print('running: python evaluate.py ' + ' '.join(flags), file=sys.stderr)
-    with ThreadPoolExecutor(1) as pool:  # a signal must not interrupt this thread while it starts the process
-        stdout, stderr, status = pool.submit(launcher.run_script, 'evaluate.py', flags).result()
+    stdout, stderr, status = launcher.run_script('evaluate.py', flags)
     if status:
         fail(stderr.strip().removeprefix('error: '))
     if stderr.strip():  # warnings
@@ -132,8 +131,8 @@ def model_card(loaded, model, tokenizer, loss, temperature, nats, result):
     if result:
         note = ', before calibration' if calibrate else ''
         rows = [['readout', *COLUMNS.values()], ['---'] * (1 + len(COLUMNS))]
-        rows += [[readout, *(f'{metrics[key]:.4f}' for key in COLUMNS)]
-                 for readout, metrics in result['readouts'].items()]
+        rows += [[readout, *(f'{row[key]:.4f}' for key in COLUMNS)]
+                 for readout, row in result['readouts'].items()]
         table = '\n'.join([f"Evaluated by evaluate.py on {result['split']}.bin ({result['source']}), "
                            f"{result['tokens']:,} tokens{note}:", '', *(f"| {' | '.join(row)} |" for row in rows)])
     return f"""---
@@ -199,11 +198,11 @@ try:
     model, tokenizer, loss = restore_model(crop_vocab(loaded, loaded['tokenizer'].get('vocab_size')))
     prepare_cpu('cpu', model, 16 * model.config.block_size, matmul, loaded.get('environment'))
     name = find_data(loaded)
-    result = read_figures(loaded) if figures else None
+    result = read_metrics_file(loaded) if metrics else None
     temperature, nats = None, None
     if name and (calibrate or not has_softmax_link(loss)):
         temperature, nats = fit_temperature(model, tokenizer, name)
-    if name and not figures:
+    if name and not metrics:
         result = measure(tokenizer, name)
     save_model(partial, model, tokenizer, temperature)
     card = model_card(loaded, model, tokenizer, loss, temperature, nats, result)

@@ -117,10 +117,16 @@ def make_loss(name, C, **constants):
 
 
 def check_loss(name, C):
-    """Raise ValueError if there is no such loss, or if it is a custom loss that does not return one loss per token."""
+    """Raise ValueError if there is no such loss, or if it is a custom loss that does not return one loss per token.
+
+    Raises RuntimeError if the custom loss raises an error.
+    """
     loss = make_loss(name, C)
     if name in CUSTOM_LOSSES:
-        shape = loss(torch.zeros(2, C), torch.zeros(2, dtype=torch.long)).shape
+        try:
+            shape = loss(torch.zeros(2, C), torch.zeros(2, dtype=torch.long)).shape
+        except Exception as e:  # not a ValueError, which is reported without a traceback
+            raise RuntimeError(f'--loss={name}: the function failed on logits of shape (2, {C})') from e
         if shape != (2,):
             raise ValueError(f'--loss={name}: the function returned shape {tuple(shape)} for 2 tokens; it must return '
                              "one loss per token, as reduction='none' does")

@@ -34,7 +34,7 @@ def install(requirements):
     files = sorted(ROOT.glob('requirements*.txt'))
     fingerprint = hashlib.sha256(b''.join(file.read_bytes() for file in files)).hexdigest()
     stamp = VENV / f'installed-{requirements}'
-    if stamp.exists() and stamp.read_text() == fingerprint:
+    if Path(PYTHON).exists() and stamp.exists() and stamp.read_text() == fingerprint:
         return
     has_pip = Path(PYTHON).exists() and not subprocess.run([PYTHON, '-m', 'pip', '--version'],
                                                            capture_output=True).returncode

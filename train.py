@@ -343,7 +343,8 @@ del train_model  # DDP's buffers must be freed before the process group
 distributed.shutdown()
 if failure:
     saved = f'the last good checkpoint is in {out_dir}' if state.last_eval >= 0 else 'no checkpoint was saved'
-    fail(f'{failure}; {saved}; lower --learning_rate (it was {lr:.2e}) or --grad_clip', status=3)
+    clip = f'or --grad_clip={grad_clip:g}' if grad_clip else 'or pass --grad_clip=1'
+    fail(f'{failure}; {saved}; lower --learning_rate={learning_rate:g}, {clip}', status=3)
 if stop_signal and state.iter_num < max_iters:
     log_line(f'stopped and saved at iteration {state.iter_num}; --init_from=resume continues')
     sys.exit(128 + stop_signal)

@@ -287,6 +287,13 @@ def open_study(open_function, **options):
              '--study or --storage')
 
 
+def check_same_search(stored, wanted):
+    """Raise ValueError if two searches, {part: {name: value}}, differ."""
+    changes = [f'{name} {stored[part].get(name)} -> {wanted[part].get(name)}' for part in wanted
+               for name in sorted({*stored[part], *wanted[part]}) if stored[part].get(name) != wanted[part].get(name)]
+    if changes:
+        raise ValueError(f'--study={study_dir} is a different search: {", ".join(changes[:5])}; pass another --study')
+
 
 def start_study(base, threads, data, meta):
     """Create or open the study: (study, iterations per trial, --matmul of all trials, {setting: distribution}).
@@ -312,18 +319,14 @@ def start_study(base, threads, data, meta):
     points = grid_points(distributions) if sampler == 'grid' else [starting_point(distributions, base)]
     if sampler == 'grid' and len(points) > trials:
         raise ValueError(f'--space={space} is a grid of {len(points)} points; pass --trials={len(points)}')
-    wanted = {'settings': {name: value for name, value in base.items() if value != defaults[name]
-                           and name not in (*SET_BY_TUNE, 'log_interval') and not name.startswith('wandb_')},
+    wanted = {'settings': {name: value for name, value in base.items()
+                           if name not in (*SET_BY_TUNE, 'log_interval') and not name.startswith('wandb_')},
               'space': {name: describe(distribution) for name, distribution in distributions.items()},
               'budget': budget,
               'data': {split: dataloader.fingerprint(dataloader.open_bin(data, split, meta, base['block_size']))
                        for split in ('train', 'val')},
               'search': {'sampler': sampler, 'sampler_seed': sampler_seed, 'prune': prune, 'evaluations': evaluations}}
-    found = optuna_study.user_attrs.get('search', wanted)
-    changes = [f'{name} {found[part].get(name)} -> {wanted[part].get(name)}' for part in wanted
-               for name in sorted({*found[part], *wanted[part]}) if found[part].get(name) != wanted[part].get(name)]
-    if changes:
-        raise ValueError(f'--study={study_dir} is a different search: {", ".join(changes)}; pass another --study')
+    check_same_search(optuna_study.user_attrs.get('search', wanted), wanted)
     for point in points:
         optuna_study.enqueue_trial(point, skip_if_exists=True)
     optuna_study.set_user_attr('iterations', n)

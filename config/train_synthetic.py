@@ -3,4 +3,4 @@ from train_tinystories_squentropy import *
 out_dir = 'out/synthetic'
 dataset = 'synthetic/bpe'
 max_iters = 1200  # enough for the grammar
-muon_beta2 = context_warmup = 0.0  # the first story was timed and read without them (README.md)
+muon_beta2 = context_warmup = 0.0  # off: the example in README.md was trained without them

@@ -39,7 +39,7 @@ def read_studies(names):
     return runs, declared.pop()
 
 
-def paired_differences(runs, arm, base, measure, arm_readout, base_readout):
+def differences_by_run(runs, arm, base, measure, arm_readout, base_readout):
     """Return {(study, seed): difference of arm and base} where both were run."""
     return {key: runs[arm][key][arm_readout][measure] - runs[base][key][base_readout][measure]
             for key in runs[arm] if key in runs[base]}
@@ -112,7 +112,7 @@ def print_pair(runs, arm, base, readout, available, show_studies):
     for title, measure, arm_readout, base_readout in rows:
         if not available.issuperset((arm_readout, base_readout)):
             continue
-        if differences := paired_differences(runs, arm, base, measure, arm_readout, base_readout):
+        if differences := differences_by_run(runs, arm, base, measure, arm_readout, base_readout):
             print_difference(title, differences, measure == 'nats' and arm_readout == base_readout == readout,
                              show_studies)
 
@@ -131,7 +131,7 @@ def draw(path, runs, readout, studies, names):
     for axis, (measure, title) in zip(axes.flat, MEASURES.items(), strict=True):
         axis.axvline(0, color=plotting.GRAY, linewidth=1)
         for y, arm in enumerate(others):
-            differences = paired_differences(runs, arm, base, measure, readout, readout)
+            differences = differences_by_run(runs, arm, base, measure, readout, readout)
             for i, study in enumerate(studies):
                 x = [d for key, d in differences.items() if key[0] == study]
                 axis.plot(x, [y + offsets[i]] * len(x), **{**plotting.style(i), 'linestyle': ''}, alpha=0.7,

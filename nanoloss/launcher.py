@@ -19,6 +19,11 @@ RUNNING = set()  # subprocesses
 STOPPING = threading.Event()  # set by stop_all()
 
 
+def count_cpus():
+    """Return the number of CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+
 @functools.cache
 def train_settings():
     """Return (defaults, rules, applies) of train.py, see configurator.read_settings. Do not modify them."""

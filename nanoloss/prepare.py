@@ -21,6 +21,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from configurator import fail, require
+from nanoloss.launcher import count_cpus
 from nanoloss.paths import DATA
 from nanoloss.readers import SEPARATOR, DataError, clean
 from nanoloss.tokenizer import Tokenizer, train_bpe
@@ -111,9 +112,6 @@ def encode_batches(jobs, tokenizer, workers):
     finally:
         pool.shutdown(cancel_futures=True)
 
-
-def count_cpus():
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 def progress_bar(label, total, unit='B'):

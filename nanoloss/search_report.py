@@ -6,6 +6,7 @@ import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
+from nanoloss.launcher import train_settings
 from nanoloss.study_report import header, row
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -53,22 +54,29 @@ def write_report(study, folder):
         ValueError if no trial has completed.
     """
     trials = finished_trials(study)
-    ranked = sorted(trials, key=lambda t: (final_nats(t), describe_outcome(t)))
-    if not ranked or final_nats(ranked[0]) == math.inf:
+    ranked = sorted(trials, key=lambda t: (final_nats(t), t.value))
+    if not ranked:
+        raise ValueError(f'--study={folder}: no trial has finished; wait for other processes and pass --show=True')
+    if final_nats(ranked[0]) == math.inf:
         raise ValueError(f'--study={folder}: no trial has completed, {len(trials)} diverged or were pruned; '
                          'run more trials, or search lower learning rates')
     best, settings = ranked[0], study.user_attrs['search']['settings']
+    seed = settings['seed']
     description = study.user_attrs['description']
     importances = parameter_importances(study)
     tables = tabulate(trials, ranked, importances)
+    defaults, _, _ = train_settings()
+    settings = {name: value for name, value in settings.items()
+                if name not in best.params and value != defaults.get(name)}
     fixed = ', '.join(f'{name}={value}' for name, value in settings.items()) or 'the defaults of train.py'
     sections = [f'## {heading}\n\n{markdown(rows)}' for heading, rows in tables.items()]
     intro = f'# {folder.name}\n\n{description[0].upper() + description[1:]}. {len(trials)} trials finished.\n' \
             f'Settings of all trials: {fixed}.\n'
+    folder.mkdir(parents=True, exist_ok=True)  # --show on another machine
     (folder / 'table.md').write_text('\n'.join([intro, *sections]), encoding='utf-8', errors='replace')
     (folder / 'best.py').write_text(
         f'# Found by tune.py: {describe_outcome(best)} nats per token on val.bin, the best of {len(trials)} trials; '
-        f'{description}.\n# The value is biased, because it selected this trial: train again with another seed.\n'
+        f'{description}.\n# The value is optimistic, as the minimum over the trials: train again with another seed.\n'
         + ''.join(f'{name} = {value!r}\n' for name, value in {**settings, **best.params}.items()), encoding='utf-8')
     draw(trials, importances, folder / 'search.png', f'{folder.name}: {description}')
     lines = [f'best: trial {best.number}, {describe_outcome(best)} nats per token; {describe_values(best)}']
@@ -76,7 +84,7 @@ def write_report(study, folder):
         lines += [f'{heading}:', *(f'  {line}' for line in markdown(rows[:11]).splitlines())]
     return [*lines, f'wrote table.md, search.png and best.py in {folder}',
             f'to train on a seed that the search did not use: python train.py {folder}/best.py '
-            f'--out_dir=out/{folder.name} --seed=1']
+            f'--out_dir=out/{folder.name} --seed={seed + 1}']
 
 
 def tabulate(trials, ranked, importances):

@@ -57,22 +57,7 @@ def read_space(path, settings, defaults, rules, applies):
                 space[name] = parse_distribution(values, type(defaults[name]))
             except ValueError as e:
                 errors.append(f'{where}: {e}')
-    for rule in rules:  # at the end points of all settings that it names; the first point that breaks it is reported
-        expression = rule if isinstance(rule, str) else rule[0]
-        named = [name for name in space if re.search(rf'\b{name}\b', expression)]
-        for ends in itertools.product(*(end_points(space[name]) for name in named)) if named else ():
-            point = dict(zip(named, ends, strict=True))
-            if lines := broken_rules([rule], {**settings, **point}):
-                text = ', '.join(f'{name} = {value!r}' for name, value in point.items())
-                errors.append(f'--space={path}: {text}: {lines[0]}')
-                break
-    points = [(name, value) for name in space for value in end_points(space[name])]
-    for condition, *names in applies:
-        if any(broken_rules([condition], {**settings, name: value}) for name, value in points):
-            for name in names:  # train.py would refuse its flag
-                if name in space or settings[name] != defaults[name]:
-                    errors.append(f'--space={path}: {name} has an effect only if {condition}, which is false in some '
-                                  f'trials; remove {name} from the space or the settings')
+    errors += [f'--space={path}: {text}' for text in check_space(space, settings, defaults, rules, applies)]
     if not (space or errors):
         errors.append(f'--space={path} assigns nothing to search; example: '
                       "learning_rate = (1e-4, 1e-1, 'log')")
@@ -101,7 +86,30 @@ def parse_distribution(values, kind):
     return distribution(low, high, log=log)
 
 
-def end_points(distribution):
+def check_space(space, settings, defaults, rules, applies):
+    """Return a message for each rule that some trials would break, and for each setting without effect in some trials.
+
+    space: {name: distribution}. Other arguments as in read_space().
+    """
+    messages = []
+    for rule in rules:  # at the extremes of all settings that it names; the first point that breaks it is reported
+        expression = rule if isinstance(rule, str) else rule[0]
+        named = [name for name in space if re.search(rf'\b{name}\b', expression)]
+        for values in itertools.product(*(extreme_values(space[name]) for name in named)) if named else ():
+            point = dict(zip(named, values, strict=True))
+            if lines := broken_rules([rule], {**settings, **point}):
+                messages.append(', '.join(f'{name} = {value!r}' for name, value in point.items()) + f': {lines[0]}')
+                break
+    points = [(name, value) for name in space for value in extreme_values(space[name])]
+    for condition, *names in applies:
+        if any(broken_rules([condition], {**settings, name: value}) for name, value in points):
+            messages += [f'{name} has an effect only if {condition}, which is false in some trials; remove {name} from '
+                         'the space or the settings'
+                         for name in names if name in space or settings[name] != defaults[name]]  # refused as a flag
+    return messages
+
+
+def extreme_values(distribution):
     """All choices, or the lowest and the highest value."""
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices

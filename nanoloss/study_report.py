@@ -58,13 +58,13 @@ def paired_differences(scores, readout):
 
 # text -------------------------------------------------------------------------
 
-def describe_study(plan, scores, data, budget, jobs, split):
+def describe_study(plan, scores, data, budget, split):
     """Return the data, the budget and the environment of a study in words.
 
     Args:
         plan: contents of plan.json; its 'settings' are {arm: settings of train.py}.
         data: the training data, in words.
-        budget, jobs, split: settings of compare.py.
+        budget, split: settings of compare.py.
     """
     tokens = {arm: settings['max_iters'] * launcher.tokens_per_iter(settings)
               for arm, settings in plan['settings'].items()}
@@ -80,7 +80,7 @@ def describe_study(plan, scores, data, budget, jobs, split):
                               if key in result['environment'])
                     for result in results if result.get('environment')}
     note = ', NOT all the same' if len(environments) > 1 else ''
-    return f'Data: {data}. Tokens per run: {per_run}. Runs in parallel: {jobs}. Date: {time.strftime("%Y-%m-%d")}. ' \
+    return f'Data: {data}. Tokens per run: {per_run}. Reported on {time.strftime("%Y-%m-%d")}. ' \
            f'Evaluated: {describe_units(results[0])}, {results[0]["tokens"]:,} tokens of {split}.bin. ' \
            f'Environment{note}: {"; ".join(sorted(environments)) or "not recorded"}.'
 
@@ -153,7 +153,7 @@ def difference_section(title, found, margin, mode):
 def settings_section(settings):
     """settings: {arm: settings of train.py}"""
     defaults, _, _ = launcher.train_settings()
-    changed = {arm: [f'{key}={value}' for key, value in values.items() if key != 'loss' and value != defaults[key]]
+    changed = {arm: [f'{key}={value}' for key, value in values.items() if key != 'loss' and value != defaults.get(key)]
                for arm, values in settings.items()}
     first = next(iter(changed.values()))
     common = [text for text in first if all(text in texts for texts in changed.values())]

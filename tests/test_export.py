@@ -20,7 +20,7 @@ from nanoloss.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer('byte')
 METRICS = dict.fromkeys(['nats', 'perplexity', 'top1', 'brier', 'ece_mass'], 0.5)
-FIGURES = {'split': 'val', 'source': 'x', 'tokens': 9, 'loss': 'squentropy', 'iteration': 7,
+METRICS = {'split': 'val', 'source': 'x', 'tokens': 9, 'loss': 'squentropy', 'iteration': 7,
            'readouts': {'link': METRICS}}
 
 
@@ -55,7 +55,7 @@ def export(folder, *flags):
 
 
 def test_export(tmp_path):
-    """The exported directory has the checkpoint's logits, generates text, and has a model card with its figures."""
+    """The exported directory has the checkpoint's logits, generates text, and has a model card with its metrics."""
     model = make_run(tmp_path)
     status, _, err = export(tmp_path, '--to=exported')
     assert status == 0, err
@@ -74,11 +74,11 @@ def test_export(tmp_path):
         assert torch.allclose(restored.logits(restored(x)), model.logits(model(x)), atol=1e-5)
 
 
-def test_figures(tmp_path):
-    """--figures replaces the evaluation, also where the checkpoint's data is missing."""
+def test_metrics(tmp_path):
+    """--metrics replaces the evaluation, also where the checkpoint's data is missing."""
     make_run(tmp_path, config={'dataset': 'nowhere'})
-    (tmp_path / 'figures.json').write_text(json.dumps(FIGURES))
-    status, _, err = export(tmp_path, '--to=exported', '--figures=figures.json')
+    (tmp_path / 'metrics.json').write_text(json.dumps(METRICS))
+    status, _, err = export(tmp_path, '--to=exported', '--metrics=metrics.json')
     assert status == 0, err
     card = (tmp_path / 'exported/README.md').read_text()
     assert '| link | 0.5000 |' in card and '| softmax |' not in card
@@ -110,8 +110,8 @@ def test_calibrate(tmp_path, loss):
         story.append(torch.multinomial((logits[:255] / 2.5).softmax(-1), 1).item())
     tokens = np.array([*story[1:61], 255, *story[61:], 255], np.uint8)
     write_data(tmp_path / 'data', tokens, 2)
-    (tmp_path / 'figures.json').write_text(json.dumps(FIGURES | {'loss': loss}))
-    status, _, err = export(tmp_path, '--to=calibrated', '--calibrate=True', '--figures=figures.json')
+    (tmp_path / 'metrics.json').write_text(json.dumps(METRICS | {'loss': loss}))
+    status, _, err = export(tmp_path, '--to=calibrated', '--calibrate=True', '--metrics=metrics.json')
     assert status == 0, err
     exported = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'calibrated')
     assert torch.equal(exported.transformer.wte.weight.detach(), model.transformer.wte.weight[:256].detach())
@@ -124,7 +124,7 @@ def test_calibrate(tmp_path, loss):
     def sampling_temperature(name):
         return json.loads((tmp_path / name / 'generation_config.json').read_text())['temperature']
     assert sampling_temperature('calibrated') == 0.8
-    status, _, err = export(tmp_path, '--to=plain', '--figures=figures.json')
+    status, _, err = export(tmp_path, '--to=plain', '--metrics=metrics.json')
     assert status == 0, err
     assert sampling_temperature('plain') == pytest.approx(0.8 * T if loss == 'mse' else 0.8, rel=1e-3)
 
@@ -183,7 +183,7 @@ def folder(tmp_path_factory):
     (folder / 'full/x').write_text('x')
     (folder / 'file').write_text('x')
     (folder / 'wrong.json').write_text('{"readouts": 1')
-    (folder / 'other.json').write_text(json.dumps(FIGURES | {'loss': 'mse'}))
+    (folder / 'other.json').write_text(json.dumps(METRICS | {'loss': 'mse'}))
     (folder / 'new.partial').mkdir()
     return folder
 
@@ -191,8 +191,8 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize('flags,name', [
     ('', '--to='), ('--to=new --out_dir=run', 'out_dir'), ('--to=full', '--to=full'), ('--to=file', '--to=file'),
     ('--to=file/x', '--to=file/x'), ('--to=new --dataset=nowhere', '--dataset=nowhere'),
-    ('--to=new --figures=none', '--figures=none'), ('--to=new --figures=wrong.json', '--figures=wrong.json'),
-    ('--to=new --figures=other.json', '--figures=other.json'), ('--to=new --checkpoint=none.pt', 'none.pt'),
+    ('--to=new --metrics=none', '--metrics=none'), ('--to=new --metrics=wrong.json', '--metrics=wrong.json'),
+    ('--to=new --metrics=other.json', '--metrics=other.json'), ('--to=new --checkpoint=none.pt', 'none.pt'),
     ('--to=new --checkpoint=damaged.pt', 'damaged.pt'), ('--to=new --checkpoint=unfit.pt', 'unfit.pt'),
     ('--to=new --checkpoint=no_data.pt --calibrate=True', '--dataset='),
     pytest.param('--to=new --checkpoint=large.pt', 'large.pt', marks=pytest.mark.slow)])

@@ -25,7 +25,7 @@ def test_pooled_figures(tmp_path):
     names = [str(tmp_path / name) for name in ('a.json', 'b.json')]
     a, b = write_study(tmp_path / 'a.json', [1, 2, 3]), write_study(tmp_path / 'b.json', [4, 5, 6, 7, 8])
     runs, readout = pool_studies.read_studies(names)
-    differences = pool_studies.paired_differences(runs, 'mse', 'cross_entropy', 'nats', readout, readout)
+    differences = pool_studies.differences_by_run(runs, 'mse', 'cross_entropy', 'nats', readout, readout)
     assert readout == 'link' and list(differences.values()) == a + b
     mean, interval, p = pool_studies.mean_of_means(pool_studies.group_by_study(differences))
     reference = stats.ttest_ind(a, -np.array(b))  # mean(a) + mean(b) over the pooled error is the same t

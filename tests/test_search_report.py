@@ -16,7 +16,7 @@ def study():
     """Five completed trials (number 1 the best), a pruned one, a diverged one, a failed one."""
     study = optuna.create_study()
     study.set_user_attr('description', 'mse with adamw, trials of 8 iterations')
-    study.set_user_attr('search', {'settings': {'loss': 'mse', 'n_layer': 2}})
+    study.set_user_attr('search', {'settings': {'loss': 'mse', 'n_layer': 2, 'n_head': 4, 'dropout': 0.1, 'seed': 7}})
 
     def add(learning_rate, dropout, value, state=TrialState.COMPLETE, **attrs):
         values = {2: 9.0} if state is TrialState.PRUNED else {}
@@ -68,6 +68,8 @@ def test_write_report(study, tmp_path):
         {'loss': 'mse', 'n_layer': 2, 'learning_rate': 0.01, 'dropout': 0.0}
     assert (tmp_path / 'search.png').read_bytes()[:4] == b'\x89PNG'
     assert any('best.py' in line for line in lines) and not any('\n' in line for line in lines)
+    assert 'n_layer=2' in text and 'n_head' not in best  # only settings that are not the defaults
+    assert 'dropout=' not in text and '--seed=8' in lines[-1]  # what was searched is not common to all trials
 
 
 def test_nothing_to_report(tmp_path):

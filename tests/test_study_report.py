@@ -77,7 +77,7 @@ def test_table():
     plan = {'declared': {'readout': 'link', 'margin': 0.005}, 'seeds': [1, 2],
             'settings': {arm: {**settings, 'loss': arm, 'learning_rate': 0.125} for arm in scores}}
     differences = study_report.paired_differences(scores, 'link')
-    about = study_report.describe_study(plan, scores, 'stories', '', 1, 'val')
+    about = study_report.describe_study(plan, scores, 'stories', '', 'val')
     assert '192' in about  # tokens per run
     diverged = {'cross_entropy': 0, 'squentropy': 1, 'mse': 2}
     table = study_report.format_table('title', about, plan, scores, logs, diverged, differences)
