@@ -135,7 +135,6 @@ def read_arms():
             fail(f'--losses={losses}: found different values of {key}; compare losses on the same tokens', status=2)
     first = next(iter(arms.values()))
     for arm, settings in arms.items():
-        check_name(settings['loss'])
         settings['eval_windows'] = first['eval_iters'] * first['batch_size']  # the same ones for every batch size
         if settings['init_from'] != 'scratch':
             use_weights(arm, settings, explicit[arm])
@@ -162,6 +161,27 @@ def check_name(loss):
     from losses import make_loss  # imports torch, so other mistakes are found first
     with fail_on(ValueError, status=2):
         make_loss(loss, 10)
+
+
+def describe_custom_loss(loss, vocab_size):
+    """Return {'custom loss': its values on some logits}, so that a change of the function is noticed; {} for others.
+
+    Exits if there is no such loss, or if it does not work.
+    """
+    from losses import check_loss
+    with fail_on(ValueError, status=2):
+        values = check_loss(loss, vocab_size)
+    return {'custom loss': values} if values else {}
+
+
+def warn_of_differences(arms):
+    """Log which settings differ between the arms besides those of the losses."""
+    from losses import loss_settings
+    own = {key for settings in arms.values() for key in ('loss', *loss_settings(settings['loss']))}
+    if differing := [key for key in next(iter(arms.values())) if key not in own
+                     and len({settings[key] for settings in arms.values()}) > 1]:
+        log_line(f"note: the losses also differ in {', '.join(differing)}; --each= with one config file, or none, "
+                 'compares them at the same settings')
 
 
 def describe_data(settings):
@@ -391,15 +411,15 @@ def choose_matmul(arms, vocab_size):
         return library_of_study(settings, vocab_size, recorded)
 
 
-def make_plan(arms, requested, library, fingerprints, blocks):
-    """Return the plan of a study for merge_plan(). requested: {arm: --matmul}."""
+def make_plan(arms, recorded, library, fingerprints, blocks):
+    """Return the plan of a study for merge_plan(). recorded: {arm: entries that replace or extend its settings}."""
     declared = {'readout': readout, 'margin': margin, 'evaluations': evaluations}
     if blocks:
         declared['block_size'] = next(iter(arms.values()))['block_size']
-    recorded = {arm: {key: value for key, value in settings.items() if key == 'loss' or key not in FIXED}
-                for arm, settings in arms.items()}
+    kept = {arm: {key: value for key, value in settings.items() if key == 'loss' or key not in FIXED}
+            for arm, settings in arms.items()}
     return {'declared': declared, 'matmul': library, 'seeds': list(range(first_seed, first_seed + seeds)),
-            'settings': {arm: {**settings, 'matmul': requested[arm]} for arm, settings in recorded.items()},
+            'settings': {arm: {**settings, **recorded[arm]} for arm, settings in kept.items()},
             'data': fingerprints}
 
 
@@ -415,6 +435,9 @@ def main():
     arms = read_arms()
     first = next(iter(arms.values()))
     data, fingerprints, vocab_size, blocks = describe_data(first)
+    recorded = {arm: {'matmul': settings['matmul'], **describe_custom_loss(settings['loss'], vocab_size)}
+                for arm, settings in arms.items()}
+    warn_of_differences(arms)
     if blocks and any(settings['block_size'] != first['block_size'] for settings in arms.values()):
         fail(f'--losses={losses}: found different values of block_size; data without a tokenizer is scored in blocks '
              'of block_size, so use the same one', status=2)
@@ -428,17 +451,17 @@ def main():
         fail(f'--name={name}: cannot write to {FOLDER} ({e.strerror}); pass another --name')
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    requested, library = {arm: settings['matmul'] for arm, settings in arms.items()}, choose_matmul(arms, vocab_size)
+    library = choose_matmul(arms, vocab_size)
     arms = {arm: {**settings, 'matmul': library} if takes_library(settings) else settings
             for arm, settings in arms.items()}
     if budget:
         # a refused study must not store speeds
-        check_plan(FOLDER / 'plan.json', make_plan(arms, requested, library, fingerprints, blocks), {'max_iters'})
+        check_plan(FOLDER / 'plan.json', make_plan(arms, recorded, library, fingerprints, blocks), {'max_iters'})
         iters = iterations(arms, *read_budget())
         arms = {arm: {**settings, 'max_iters': iters[arm]} for arm, settings in arms.items()}
     if blocks:
         log_line(f'{data}; no tokenizer: scored in blocks of {first["block_size"]} tokens, no stories.md')
-    plan = merge_plan(FOLDER / 'plan.json', make_plan(arms, requested, library, fingerprints, blocks))
+    plan = merge_plan(FOLDER / 'plan.json', make_plan(arms, recorded, library, fingerprints, blocks))
     run_all(arms, blocks)
     report(plan, data, blocks)
 

@@ -34,9 +34,6 @@ class LossCoefficients(NamedTuple):
     z: float = 0.0
     centred: float = 0.0  # 1 or 0
 
-    def __str__(self):
-        return ', '.join(f'{name}={value:.4g}' for name, value in self._asdict().items() if value)
-
 
 def cross_entropy(C, label_smoothing=0.0, z_loss=0.0):
     """-log softmax(f)_y.
@@ -96,8 +93,8 @@ LOSSES = {'cross_entropy': cross_entropy, 'mse': mse, 'squentropy': squentropy,
           'cross_entropy_plus_square': cross_entropy_plus_square, 'cross_entropy_plus_mse': cross_entropy_plus_mse}
 
 # Add a loss of your own here: name -> function of float32 logits (n, C) and targets (n,) that returns n losses.
-# It is called on chunks of tokens. Probabilities are softmax(logits), unless the function has an attribute `link`,
-# a function of logits (n, C) that returns probabilities (n, C).
+# It is called on chunks of tokens, so the loss of a token must not depend on others. Probabilities are softmax(logits),
+# unless the function has an attribute `link`, a function of logits (n, C) that returns probabilities (n, C).
 CUSTOM_LOSSES = {}
 
 
@@ -117,19 +114,34 @@ def make_loss(name, C, **constants):
 
 
 def check_loss(name, C):
-    """Raise ValueError if there is no such loss, or if it is a custom loss that does not return one loss per token.
+    """Try a custom loss on four tokens. Returns its values in a short text, '' for a built-in loss.
 
-    Raises RuntimeError if the custom loss raises an error.
+    If the text is the same later, so is the function, very probably. Raises ValueError if there is no such loss or if
+    it breaks the rules for CUSTOM_LOSSES, and RuntimeError if it raises an error itself.
     """
     loss = make_loss(name, C)
-    if name in CUSTOM_LOSSES:
-        try:
-            shape = loss(torch.zeros(2, C), torch.zeros(2, dtype=torch.long)).shape
-        except Exception as e:  # not a ValueError, which is reported without a traceback
-            raise RuntimeError(f'--loss={name}: the function failed on logits of shape (2, {C})') from e
-        if shape != (2,):
-            raise ValueError(f'--loss={name}: the function returned shape {tuple(shape)} for 2 tokens; it must return '
-                             "one loss per token, as reduction='none' does")
+    if name not in CUSTOM_LOSSES:
+        return ''
+    logits, targets = torch.randn(4, C, generator=torch.Generator().manual_seed(0)), torch.arange(4) % C
+    try:
+        values = loss(logits.clone(), targets)
+        shape = tuple(values.shape)
+        halves = torch.cat([loss(logits[i:i + 2].clone(), targets[i:i + 2]).reshape(-1) for i in (0, 2)])
+        p = getattr(loss, 'link', lambda f: f.softmax(-1))(logits.clone())
+        _, grad = _custom_with_grad(loss)(logits, targets, C, 1.0)
+    except Exception as e:  # not a ValueError, which is reported without a traceback
+        raise RuntimeError(f'--loss={name}: the function failed on logits of shape (4, {C})') from e
+    for is_right, rule in (
+            (name not in LOSSES, 'this is the name of a built-in loss; use another name'),
+            (shape == (4,), f"it returned shape {shape} for 4 tokens; return one loss each, as reduction='none' does"),
+            (torch.isfinite(values).all() and torch.isfinite(grad).all(), 'the loss or its gradient is not finite'),
+            (values.shape == halves.shape and torch.allclose(values, halves, rtol=1e-3, atol=1e-5),
+             'the loss of a token depends on the other tokens of its chunk; use no sums or means over tokens'),
+            (p.shape == logits.shape and (p >= 0).all() and torch.allclose(p.sum(-1), torch.ones(4), atol=1e-3),
+             'its link does not return probabilities')):
+        if not is_right:
+            raise ValueError(f'--loss={name}: {rule}')
+    return f'{values.mean():.3e} (gradient {grad.norm():.3e}, probability {p[0, 0]:.3e})'
 
 
 def loss_settings(name):

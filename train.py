@@ -113,7 +113,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from losses import LOSSES, check_loss, make_loss, mean_loss, reported_scale
+from losses import check_loss, loss_settings, make_loss, mean_loss, reported_scale
 from model import GPT, GPTConfig
 from nanoloss import dataloader, distributed, engine, link, optim, rng, statistics
 from nanoloss.checkpoint import all_finite, describe_model, init_model, load_checkpoint, restore_optimizer
@@ -132,7 +132,7 @@ with fail_on(OSError, ValueError):
     use_compile, compile_reason = choose_compile(compile, device)
     data = dataloader.open_dataset(dataset, block_size, vocab_size, train_tokens)
     tokenizer = data.tokenizer
-    check_loss(loss, tokenizer.vocab_size)
+    custom_loss = check_loss(loss, tokenizer.vocab_size)
     if sample_tokens:
         tokenizer.encode('')  # GPT-2's encoding may need a download
 tokens_per_iter = gradient_accumulation_steps * batch_size * block_size
@@ -159,7 +159,7 @@ with fail_on(OSError, ValueError):
     saved_environment = checkpoint['environment'] if init_from == 'resume' else {}
     library = prepare_cpu(device, raw_model, local_batch_size * block_size, 'torch' if use_compile else matmul,
                           saved_environment)
-    environment = describe_environment(device, dtype, use_compile, library, distributed.world_size)
+    environment = describe_environment(device, dtype, use_compile, library, distributed.world_size, custom_loss)
     if changes := changes + environment_changes(saved_environment, environment):
         log_line(f"changed since this run was saved: {', '.join(changes)}")
     raw_model.to(device)
@@ -227,9 +227,11 @@ def save_checkpoint(loss_fn, is_best=False):
 loss_fn = loss_at(state.iter_num - 1)  # an evaluation uses the loss that was trained last
 log_line(f'data: {data.folder}, {len(data.train):,} training tokens from {data.info["source"]}')
 log_line(f'model: {raw_model.config}, {raw_model.num_params():,} parameters, init from {init_from}')
-log_line(f"loss: {loss} ({loss_fn if loss in LOSSES else 'custom'})")
-log_line(f'run: {max_iters:,} iterations x {tokens_per_iter:,} tokens = '
-         f'{max_iters * tokens_per_iter / len(data.train):.2f} epochs, output in {out_dir}')
+constants = ', '.join(f'{name}={config[name]}' for name in loss_settings(loss))
+log_line(f"loss: {loss} ({constants or ('custom' if custom_loss else 'no settings')})")
+epochs = max_iters * tokens_per_iter / len(data.train)
+log_line(f'run: {max_iters:,} iterations x {tokens_per_iter:,} tokens = {epochs:.2f} epochs, starting at iteration '
+         f'{state.iter_num:,}, output in {out_dir}')
 log_line(f"device: {device_reason}, {torch.get_num_threads()} threads, {distributed.world_size} processes, matmul by "
          f"{library}, {'compiled' if use_compile else 'not compiled'} ({compile_reason})")
 if eval_only:
@@ -348,6 +350,6 @@ if failure:
 if stop_signal and state.iter_num < max_iters:
     log_line(f'stopped and saved at iteration {state.iter_num}; --init_from=resume continues')
     sys.exit(128 + stop_signal)
-log_line(f'done: best validation loss {state.best_val_loss:.4f} nats per token, {state.iter_num * tokens_per_iter:,} '
+log_line(f'done: at best {state.best_val_loss:.4f} validation nats per token, {state.iter_num * tokens_per_iter:,} '
          f'tokens, {tqdm.format_interval(state.train_seconds)} of training')
 log_line(f'read a story: python sample.py --out_dir={out_dir}')

@@ -30,17 +30,21 @@ def cpuinfo(key):
         return ''
 
 
-def describe_environment(device, dtype, compiled, matmul_library, world_size):
-    """Return a dict of everything that the last bits of a run depend on. It is stored in the checkpoints."""
+def describe_environment(device, dtype, compiled, matmul_library, world_size, custom_loss=''):
+    """Return a dict of what a run depends on besides its settings and data. It is stored in the checkpoints.
+
+    custom_loss: result of losses.check_loss.
+    """
     return {'processor': processor_name(device), 'torch': str(torch.__version__), 'device': device.split(':')[0],
             'dtype': dtype, 'threads': torch.get_num_threads(), 'compiled': compiled, 'matmul': matmul_library,
-            'world_size': world_size}
+            'world_size': world_size, 'custom loss': custom_loss}
 
 
 def environment_changes(saved, environment):
     """Return a list of 'name old -> new' for every entry that differs from the saved environment."""
-    return [f'{name} {old} -> {environment[name]} (results may differ in the last bits)' for name, old in saved.items()
-            if name in environment and environment[name] != old]
+    return [f'{name} {old} -> {environment[name]}' + (' (results may differ in the last bits)' if name != 'custom loss'
+                                                     else '')
+            for name, old in saved.items() if name in environment and environment[name] != old]
 
 
 def choose_device(device='auto', dtype='auto', local_rank=None):

@@ -121,20 +121,26 @@ def progress_bar(label, total, unit='B'):
 
 # the output folder ------------------------------------------------------------
 
-def check_out_dir(out, source, overwrite):
-    """Raise DataError if out holds data from another source, unless overwrite is set."""
+def check_out_dir(out, source, tokenizer, splits=None):
+    """Raise DataError if out holds other data.
+
+    source, tokenizer: of the new data. splits: of its meta.json, once they are known.
+    """
     existing = [name for name in FILES if (out / name).exists()]
-    if not existing or overwrite:
+    if not existing:
         return
     try:
-        old_source = json.loads((out / 'meta.json').read_text(encoding='utf-8'))['source']
+        old = json.loads((out / 'meta.json').read_text(encoding='utf-8'))
+        content = f'data from {old["source"]} (tokenizer {old["tokenizer"]})'
+        hashes = {split: old['splits'][split]['sha256'] for split in old['splits']}
+        same = (old['source'], old['tokenizer']) == (source, tokenizer)
     except (OSError, ValueError, KeyError, TypeError):
-        old_source = None
-    if old_source != source:
-        content = f'data from {old_source}' if old_source else f'{", ".join(existing)} from an unknown source'
-        raise DataError(f'{out} holds {content}: pass another --out_dir, '
-                        f'or --overwrite=True to replace it with {source}')
-    print(f'{out} already holds data from {source}, which will be replaced')
+        content, hashes, same = f'{", ".join(existing)} from an unknown source', {}, False
+    if splits and hashes != {split: info['sha256'] for split, info in splits.items()}:
+        content, same = f'other {content}', False
+    if not same:
+        raise DataError(f'{out} holds {content}: pass another --out_dir, or --overwrite=True to replace it with data '
+                        f'from {source} (tokenizer {tokenizer})')
 
 
 @contextlib.contextmanager
@@ -295,7 +301,7 @@ def prepare(load, source, out_dir, tokenizer, vocab_size=4096, bpe_megabytes=100
 
     load: a function that returns {split: Source}. 'train' is required; without 'val', val_fraction of its stories
         become val, and if test_fraction is not 0, test_fraction of its stories become test.
-    source: where the stories come from, for meta.json. Data from another source is replaced only with overwrite.
+    source: where the stories come from, for meta.json. Other data in out_dir is replaced only with overwrite.
     tokenizer: 'bpe' (learned from the training stories), 'gpt2' or 'byte'.
     max_stories: use only the first max_stories of the train source (0 = all).
     workers: number of processes (0 = one per CPU, up to 8).
@@ -309,7 +315,8 @@ def prepare(load, source, out_dir, tokenizer, vocab_size=4096, bpe_megabytes=100
     start = time.time()
     try:
         require(*{'bpe': ['tokenizers', 'tiktoken'], 'gpt2': ['tiktoken'], 'byte': []}[tokenizer])
-        check_out_dir(out, source, overwrite)
+        if not overwrite:
+            check_out_dir(out, source, tokenizer)
         with workspace(out) as (folder, clear):
             sources = load()
             edges = split_edges(sources, val_fraction, test_fraction)
@@ -320,6 +327,8 @@ def prepare(load, source, out_dir, tokenizer, vocab_size=4096, bpe_megabytes=100
                 encoder = Tokenizer(tokenizer)
                 encoder.encode('')  # fails now if gpt2 cannot be downloaded
             splits, counts, rate = write_bins(folder, sources, edges, encoder, max_stories, workers)
+            if not overwrite:
+                check_out_dir(out, source, tokenizer, splits)
             meta = {'format': 1, 'source': source, 'tokenizer': encoder.kind, 'vocab_size': encoder.vocab_size,
                     'dtype': encoder.dtype.name, 'eot': encoder.eot,
                     'val_fraction': 0.0 if 'val' in sources else val_fraction, 'max_stories': max_stories,

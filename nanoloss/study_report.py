@@ -9,6 +9,7 @@ The functions share these arguments:
 
 Runs are scored by stories, or all by blocks if the data has no stories; result['mode'] says which.
 """
+import math
 import time
 
 import numpy as np
@@ -26,8 +27,9 @@ def paired_differences(scores, readout):
     """Compare each arm with the baseline over the seeds that both have.
 
     Returns:
-        {arm: {'seeds': number of pairs, measure: statistics.paired_t of the differences}}. Measures of
-        CALIBRATED_MEASURES are differences to the baseline's calibrated readout. Further entries of a measure:
+        {arm: {'seeds': number of pairs, measure: statistics.paired_t of the differences}}. 'nats:softmax' etc. are
+        differences in another readout, those of CALIBRATED_MEASURES are to the baseline's calibrated readout. Further
+        entries of a measure:
         'crossed', the confidence interval over seeds and stories or blocks (nats, top1, brier, from two pairs on), and
         'flip', the p-value of a sign-flip test (from eight pairs on).
     """
@@ -38,10 +40,12 @@ def paired_differences(scores, readout):
         differences[arm] = {'seeds': len(common)}
         if not common:
             continue
-        for measure in [*MEASURES, *CALIBRATED_MEASURES]:
-            base_readout = 'calibrated' if measure in CALIBRATED_MEASURES else readout
-            key = measure.removesuffix('_calibrated')
-            d = np.array([scores[arm][seed][0]['readouts'][readout][key] -
+        compared = {measure: (measure, readout, readout) for measure in MEASURES}
+        compared |= {f'nats:{name}': ('nats', name, name) for name in READOUTS if name != readout}
+        compared |= {measure: (measure.removesuffix('_calibrated'), readout, 'calibrated')
+                     for measure in CALIBRATED_MEASURES}
+        for measure, (key, arm_readout, base_readout) in compared.items():
+            d = np.array([scores[arm][seed][0]['readouts'][arm_readout][key] -
                           scores[base][seed][0]['readouts'][base_readout][key] for seed in common])
             found = differences[arm][measure] = statistics.paired_t(d)
             if len(d) >= 8:
@@ -122,26 +126,29 @@ def format_table(title, about, plan, scores, logs, diverged, differences):
         seconds = [max(entry['seconds'] for entry in logs[arm][seed]) for seed in runs]
         lines.append(row([*cells, f'{np.mean(seconds):.0f}' if seconds else '']))
     for arm, found in differences.items():
-        lines += ['', *difference_section(f'{arm} minus {next(iter(scores))}', found, plan['declared']['margin'],
+        lines += ['', *difference_section(f'{arm} minus {next(iter(scores))}', found, plan['declared'],
                                         scoring_mode(scores))]
     lines += ['', *settings_section({arm: plan['settings'][arm] for arm in scores})]
     return '\n'.join(lines) + '\n'
 
 
-def difference_section(title, found, margin, mode):
+def difference_section(title, found, declared, mode):
+    readout, margin = declared['readout'], declared['margin']
     lines = [f'## {title}, {found["seeds"]} seeds', '',
-             *header(['', 'difference', '95 % interval over seeds (t)', 'p (t)', f'95 % interval over seeds and {mode}',
-                      'minimum detectable difference (80 % power)'])]
-    for measure, name in {**MEASURES, **CALIBRATED_MEASURES}.items():
+             *header([f'{readout} readout', 'difference', '95 % interval over seeds (t)', 'p (t)',
+                      f'95 % interval over seeds and {mode}', 'minimum detectable difference (80 % power)'])]
+    others = {f'nats:{name}': f'nats per token, {name} readout' for name in READOUTS}
+    for measure, name in {**MEASURES, **others, **CALIBRATED_MEASURES}.items():
         if measure not in found:
             continue
         d = found[measure]
+        digits = 4 if d['interval'] is None else max(4, 1 - math.floor(math.log10(np.ptp(d['interval']) / 2)))
         p = '' if d['p'] is None else f'{d["p"]:.4f}' if d['p'] >= 1e-4 else '< 0.0001'
         if 'flip' in d:
             p += f' (sign-flip test {d["flip"]:.4f})'
-        lines.append(row([name, f'{d["mean"]:+.4f}', format_interval(d['interval']), p,
-                          format_interval(d.get('crossed')),
-                          '' if d['detectable'] is None else f'{d["detectable"]:.4f}']))
+        lines.append(row([name, f'{d["mean"]:+.{digits}f}', format_interval(d['interval'], digits), p,
+                          format_interval(d.get('crossed'), digits),
+                          '' if d['detectable'] is None else f'{d["detectable"]:.{digits}f}']))
     upper = found['nats']['upper99'] if 'nats' in found else None
     if upper is not None:
         verdict = 'below' if upper < margin else 'not below'
@@ -192,8 +199,8 @@ def mean_and_deviation(values):
     return f'{np.mean(values):.4f}{deviation}'
 
 
-def format_interval(interval):
-    return '' if interval is None else f'[{interval[0]:+.4f}, {interval[1]:+.4f}]'
+def format_interval(interval, digits=4):
+    return '' if interval is None else f'[{interval[0]:+.{digits}f}, {interval[1]:+.{digits}f}]'
 
 
 def split_labels(flag, text, names):

@@ -31,7 +31,7 @@ def compare(*flags, cwd):
     ('--nlayer=2', '--n_layer'), ('--seed=3', 'seed'), ('--losses=mse:seed=3', 'seed'),
     ('--losses=mse:mse_target', '--losses'), ('--losses=mse, mse', '--losses'),
     ('--losses=a=mse,a=cross_entropy', '--losses'), ('--losses=mse=cross_entropy,mse', '--losses'),
-    ('--losses=a.b=mse', '--losses'), ('--losses==mse', '--losses'), ('--losses=a=b=mse', '--losses'),
+    ('--losses=a.b=mse', '--losses'), ('--name=x_{loss}', 'name'), ('--losses==mse', '--losses'), ('--losses=a=b=mse', '--losses'),
     ('--losses=mse:squentropy_weight=0.3', '--squentropy_weight'), ('--losses=mse,mse:dataset=x', 'dataset'),
     ('--init_from=resume', '--init_from'), ('--losses=mse:init_from=auto', '--init_from')])
 def test_mistakes_answer_before_torch(tmp_path, flag, name):
@@ -88,8 +88,13 @@ def test_a_small_study(tiny_data, tmp_path):
         ece = count @ abs(confidence - correct) / tokens
         assert ece == pytest.approx(result['readouts'][readout]['ece_mass'], rel=1e-5)
         assert arrays['frequency'][:, 2 + i].sum() == pytest.approx(arrays['nats'][i].sum(), rel=1e-5)
-    status, _, err = compare(*flags, '--losses=squentropy', cwd=tmp_path)
-    assert status == 1 and '--losses' in err and err.count('\n') == 1
+    for losses in 'squentropy', 'cross_entropy,mse_mse_target_5=mse,mse:mse_target=5':
+        status, _, err = compare(*flags, f'--losses={losses}', cwd=tmp_path)
+        assert status in (1, 2) and '--losses' in err and err.count('\n') == 1
+    plan['settings']['mse:mse_target=5'] = plan['settings']['squentropy']
+    (folder / 'plan.json').write_text(json.dumps(plan))
+    status, _, err = compare(*flags, '--losses=cross_entropy,mse_mse_target_5=mse', cwd=tmp_path)
+    assert status == 2 and 'mse_mse_target_5' in err and 'mse:mse_target=5' in err and err.count('\n') == 1
 
 
 @pytest.mark.slow
@@ -144,11 +149,13 @@ def test_a_study(tiny_data, tmp_path):
     flags, folder = [*SMALL, f'--dataset={tiny_data}', f'--losses={",".join(losses)}'], tmp_path / 'results/s'
     status, _, err = compare(*flags, '--seeds=1', cwd=tmp_path)
     assert status == 0, err
-    written = {path: path.stat().st_mtime_ns for path in folder.glob('runs/*/ckpt.pt')}
-    assert len(written) == 2
+    written = {path: path.stat().st_mtime_ns for path in folder.glob('runs/*/*.*')}
+    deleted = folder / 'runs/cross_entropy-1/ckpt.pt'  # to save space
+    deleted.unlink()
+    assert written.pop(deleted) and len(list(folder.glob('runs/*/ckpt.pt'))) == 1
     status, _, err = compare(*flags, '--seeds=2', '--jobs=2', cwd=tmp_path)
     assert status == 0, err
-    assert all(path.stat().st_mtime_ns == time for path, time in written.items())
+    assert all(path.stat().st_mtime_ns == time for path, time in written.items()) and not deleted.exists()
     assert len(list(folder.glob('runs/*'))) == 4
     results = json.loads((folder / 'results.json').read_text())
     d = [results['runs'][losses[1]][seed]['readouts']['link']['nats'] -
@@ -338,3 +345,16 @@ def test_a_study_of_ids(tiny_data, tmp_path):
     untrained = {path.parent.name: json.loads(path.read_text().splitlines()[0])['val_nats']
                  for path in folder.glob('runs/*/metrics.jsonl')}
     assert untrained['mse-1'] == untrained['a-1'] != untrained['mse-2'] == untrained['a-2']
+
+
+@pytest.mark.slow
+def test_change_of_a_custom_loss(tiny_data, tmp_path):
+    """A study is refused after the function of a custom loss has changed."""
+    shutil.copytree(ROOT, tmp_path / 'copy', ignore=shutil.ignore_patterns('.*', 'out', 'results', 'data', 'docs'))
+    path = tmp_path / 'copy/losses.py'
+    code = path.read_text() + "\n\nCUSTOM_LOSSES['own'] = lambda f, y: FACTOR * F.cross_entropy(f, y, reduction='none')\n"
+    for factor, expected in (2.0, 0), (3.0, 1), (2.0, 0):
+        path.write_text(code.replace('FACTOR', str(factor)))
+        status, _, err = cold(tmp_path / 'copy/compare.py', *SMALL, f'--dataset={tiny_data}', '--losses=mse,own',
+                              '--seeds=1', '--num_samples=0', cwd=tmp_path)
+        assert status == expected and (not expected or 'custom loss' in err and err.count('\n') == 1), err

@@ -224,15 +224,52 @@ def test_unknown_loss():
         losses.make_loss('squentrop', 10)
 
 
-def test_check_loss(monkeypatch):
-    """A custom loss must return one loss per token; built-in names are accepted, unknown ones are not."""
-    monkeypatch.setitem(losses.CUSTOM_LOSSES, 'mean', F.cross_entropy)
-    monkeypatch.setitem(losses.CUSTOM_LOSSES, 'good', lambda f, y: F.cross_entropy(f, y, reduction='none'))
-    for name in ('mean', 'squentrop'):
-        with pytest.raises(ValueError, match=f'--loss={name}: '):
-            losses.check_loss(name, 10)
-    for name in ('good', 'mse'):
+def nll(logits, targets):
+    return F.cross_entropy(logits, targets, reduction='none')
+
+
+def with_link(link):
+    def loss(logits, targets):
+        return nll(logits, targets)
+    loss.link = link
+    return loss
+
+
+CUSTOM = {
+    'mean': F.cross_entropy, 'one': lambda f, y: nll(f, y)[:1], 'shared': lambda f, y: nll(f, y) / len(y),
+    'nan': lambda f, y: nll(f, y) * float('nan'), 'kink': lambda f, y: (nll(f, y) * 0).sqrt(), 'mse': nll,
+    'sum': with_link(lambda f: f.softmax(-1) * 2), 'negative': with_link(lambda f: f - f.mean(-1, True) + 1 / 10),
+    'column': with_link(lambda f: f.softmax(-1)[:, :1] * 0 + 1)}
+
+
+@pytest.mark.parametrize('name', [*CUSTOM, 'squentrop'])
+def test_wrong_custom_losses(monkeypatch, name):
+    """ValueError unless a loss has a name of its own, is one finite value per token that depends on no other token,
+    has finite gradients, and its link returns probabilities."""
+    monkeypatch.setattr(losses, 'CUSTOM_LOSSES', CUSTOM)
+    with pytest.raises(ValueError, match=f'--loss={name}: '):
         losses.check_loss(name, 10)
+
+
+@pytest.mark.parametrize('bug', [lambda f: f, lambda f, y: f.nosuch, lambda f, y: f.argmax(-1) * 1.0, lambda f, y: 1.0,
+                                 lambda f, y: f.sub_(1).sum(-1), lambda f, y: [a for a, b, c in f]])
+def test_bug_in_a_custom_loss(monkeypatch, bug):
+    """RuntimeError, so that the error of the function is printed with its traceback."""
+    monkeypatch.setitem(losses.CUSTOM_LOSSES, 'bug', bug)
+    with pytest.raises(RuntimeError, match='--loss=bug: ') as error:
+        losses.check_loss('bug', 10)
+    assert error.value.__cause__
+
+
+def test_change_of_a_custom_loss(monkeypatch):
+    """The description of a custom loss changes with its values, its gradient and its link; built-in losses have none."""
+    variants = [nll, lambda f, y: 1.01 * nll(f, y), lambda f, y: nll(f, y) + 0.01 * (nll(f, y) - nll(f, y).detach()),
+                with_link(lambda f: (1.01 * f).softmax(-1))]
+    descriptions = set()
+    for function in variants:
+        monkeypatch.setitem(losses.CUSTOM_LOSSES, 'own', function)
+        descriptions |= {losses.check_loss('own', 10), losses.check_loss('own', 10)}
+    assert len(descriptions) == len(variants) and losses.check_loss('mse', 10) == ''
 
 
 def test_reported_scale():

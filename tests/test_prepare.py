@@ -271,8 +271,8 @@ def test_contradictory_settings(script, flags, names):
 
 # errors and old data ----------------------------------------------------------
 
-def test_data_from_another_source_is_kept(text, tmp_path):
-    """only --overwrite=True replaces data from another source or of unknown origin; the same source is replaced"""
+def test_other_data_is_kept(text, tmp_path):
+    """only --overwrite=True replaces other data: of another source, tokenizer, split or text, or of unknown origin"""
     out, flags = tmp_path / 'out', ['--tokenizer=byte', f'--out_dir={tmp_path}/out', '--val_fraction=0.1']
     test = write_txt(tmp_path / 'test.txt', make_stories(5, seed=2))
     prepare(f'--input={text}', f'--test_input={test}', *flags)
@@ -282,11 +282,16 @@ def test_data_from_another_source_is_kept(text, tmp_path):
     err = prepare(f'--input={other}', *flags, code=1)
     assert 'file:stories.txt' in err and '--overwrite=True' in err and '--out_dir' in err
     assert 'file:stories.txt' in prepare('--stories=300', *flags, script=SYNTHETIC, code=1)
-    assert contents(out) == before
-    prepare(f'--input={text}', *flags)
-    assert (out / 'notes.md').read_text() == 'mine'
-    assert not (out / 'test.bin').exists()  # the new data has none, so the old one is deleted
+    same_name = tmp_path / 'folder' / text.name
+    same_name.parent.mkdir()
+    same_name.write_bytes(other.read_bytes())
+    for wrong in ([f'--input={text}'], [f'--input={same_name}', f'--test_input={test}'],
+                  [f'--input={text}', f'--test_input={test}', '--tokenizer=bpe', '--vocab_size=300']):
+        assert '--overwrite=True' in prepare(*flags, *wrong, code=1) and contents(out) == before
+    prepare(f'--input={text}', f'--test_input={test}', *flags)  # the same data again
+    assert (out / 'notes.md').read_text() == 'mine' and read_bin(out, 'test') == make_stories(5, seed=2)
     prepare(f'--input={other}', *flags, '--overwrite=True')
+    assert not (out / 'test.bin').exists()  # the new data has none, so the old one is deleted
     assert read_bin(out, 'val') == cut(make_stories(100, seed=7), 0, 0.1)
     (out / 'meta.json').unlink()
     assert 'train.bin, val.bin' in prepare(f'--input={other}', *flags, code=1)
@@ -309,7 +314,6 @@ def test_error_keeps_the_old_data(tmp_path):
     prepare(f'--input={path}', '--tokenizer=byte', f'--out_dir={out}')
     before = contents(out)
     path.write_text(lines + 'oops')
-    assert 'a.jsonl, line 201' in prepare(f'--input={path}', '--vocab_size=300', f'--out_dir={out}', code=1)
     assert 'a.jsonl, line 201' in prepare(f'--input={path}', '--tokenizer=byte', f'--out_dir={out}', code=1)
     assert contents(out) == before
 

@@ -26,11 +26,12 @@ def test_paired_differences():
               'b': {seed: made_up_run(generator) for seed in (1, 3, 4)}}
     found = study_report.paired_differences(scores, 'link')['b']
     assert found['seeds'] == 2
-    for key, measure, base_readout in (('nats', 'nats', 'link'), ('ece_mass', 'ece_mass', 'link'),
-                                       ('nats_calibrated', 'nats', 'calibrated'),
-                                       ('brier_calibrated', 'brier', 'calibrated'),
-                                       ('ece_mass_calibrated', 'ece_mass', 'calibrated')):
-        arm = [scores['b'][seed][0]['readouts']['link'][measure] for seed in (1, 3)]
+    for key, measure, readout, base_readout in (
+            ('nats', 'nats', 'link', 'link'), ('ece_mass', 'ece_mass', 'link', 'link'),
+            ('nats:softmax', 'nats', 'softmax', 'softmax'), ('nats:calibrated', 'nats', 'calibrated', 'calibrated'),
+            ('nats_calibrated', 'nats', 'link', 'calibrated'), ('brier_calibrated', 'brier', 'link', 'calibrated'),
+            ('ece_mass_calibrated', 'ece_mass', 'link', 'calibrated')):
+        arm = [scores['b'][seed][0]['readouts'][readout][measure] for seed in (1, 3)]
         base = [scores['a'][seed][0]['readouts'][base_readout][measure] for seed in (1, 3)]
         assert found[key]['mean'] == pytest.approx(np.mean(arm) - np.mean(base))
         assert found[key]['p'] == pytest.approx(stats.ttest_rel(arm, base).pvalue)
@@ -51,7 +52,8 @@ def test_non_inferiority():
     """The upper bound in nats is stated, and whether it is below the margin."""
     found = {'seeds': 2, 'nats': statistics.paired_t([0.001, 0.003])}
     upper = found['nats']['upper99']
-    lines = [study_report.difference_section('b minus a', found, m * upper, 'stories')[-1] for m in (0.99, 1.01)]
+    lines = [study_report.difference_section('b minus a', found, {'readout': 'link', 'margin': m * upper}, 'stories')[-1]
+             for m in (0.99, 1.01)]
     assert ['not' in line for line in lines] == [True, False] and all(f'{upper:+.4f}' in line for line in lines)
 
 

@@ -26,7 +26,7 @@ tokenizer = 'bpe'  # 'bpe' (learned from the training stories), 'gpt2' or 'byte'
 vocab_size = 1536  # number of ids of a BPE, end-of-text included; enough for all words of the grammar
 # output -----------------------------------------------------------------------
 out_dir = ''  # default: data/synthetic/<tokenizer>
-overwrite = False  # replace data from another source in out_dir
+overwrite = False  # replace other data in out_dir
 workers = 0  # processes; 0 = one per CPU, up to 8
 
 

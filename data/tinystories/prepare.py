@@ -30,7 +30,7 @@ vocab_size = 4096  # number of ids of a BPE, end-of-text included
 bpe_megabytes = 100  # MB of training text that a BPE is learned from, at about 5 MB/s; 0 = all
 # output -----------------------------------------------------------------------
 out_dir = ''  # default: data/tinystories/<tokenizer>
-overwrite = False  # replace data from another source in out_dir
+overwrite = False  # replace other data in out_dir
 workers = 0  # processes; 0 = one per CPU, up to 8
 if __name__ == '__main__':  # worker processes import this file too
     configure(globals(), rules=[
