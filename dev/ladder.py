@@ -63,7 +63,7 @@ def draw(path, studies, rungs, beside, labels, titles):
             t = paired_t(gains(runs, arm, rungs[0]))
             half_width = t['interval'][1] - t['mean'] if t['interval'] else 0
             axis.barh(y, t['mean'], xerr=half_width, height=0.7, color=plotting.COLORS[arm in beside], ecolor='black',
-                      capsize=3, label='the last recipe, another loss' if arm in beside else 'cross-entropy')
+                      capsize=3, label='the same with another loss' if arm in beside else 'cross-entropy')
             if beside and arm == rungs[-1]:
                 axis.axvline(t['mean'], color=plotting.GRAY, linestyle='--', linewidth=1)
             axis.annotate(f'{t["mean"]:+.3f}', (max(0, t['mean'] + half_width), y), xytext=(4, 0),
@@ -72,7 +72,7 @@ def draw(path, studies, rungs, beside, labels, titles):
         axis.margins(x=0.15 * (1 + len(studies)))  # room for the numbers
         axis.axvline(0, color='black', linewidth=1)
         first = np.mean([run['nats'] for run in runs[rungs[0]].values()])
-        axis.set_title(title if len(studies) > 1 else '')
+        axis.set_title(title)
         axis.set_xlabel(f'gain over {first:.3f} nats per token')
     axes[0, 0].set_yticks(range(len(arms)), [labels[arm] for arm in arms])
     axes[0, 0].invert_yaxis()
@@ -94,7 +94,7 @@ def main():
     rungs, beside = args.rungs.split(','), args.beside.split(',') if args.beside else []
     arms = rungs + beside
     labels = dict(zip(arms, split_labels('labels', args.labels, arms)))
-    titles = split_labels('titles', args.titles, args.studies)
+    titles = split_labels('titles', args.titles, args.studies if len(args.studies) > 1 else [''])
     studies = []
     for readout, runs in map(read_study, args.studies):
         studies.append({arm: {seed: readouts[readout] for seed, readouts in runs[arm].items()} for arm in runs})
