@@ -63,7 +63,8 @@ def configure(settings, rules=(), applies=(), argv=None, also=''):
         if name not in defaults:
             near = difflib.get_close_matches(name.lower().replace('-', '_'), defaults, 1)
             advice = (f'did you mean {dashes}{near[0]}?' if near else
-                      f'python {os.path.relpath(script)} --help lists all; helper variables of configs start with _')
+                      f'python {os.path.relpath(script)} --help lists all' +
+                      ('' if dashes else '; helper variables of configs start with _'))
             mistake(f'{where}: unknown setting {name!r}; {advice}', *near)
         elif coerced is None:
             example = True if kind is bool else defaults[name]

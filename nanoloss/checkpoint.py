@@ -84,8 +84,9 @@ def load_checkpoint(path):
     if convert.is_hugging_face(path):
         return convert.from_hugging_face(path)
     if os.path.isdir(path):
-        raise FileNotFoundError(f'{path} is a directory without config.json; pass a checkpoint file, or a Hugging Face '
-                                'model directory')
+        found = next((f'such as {path}/{name}' for name in ('best.pt', 'ckpt.pt') if os.path.isfile(f'{path}/{name}')),
+                     'or a Hugging Face model directory')
+        raise FileNotFoundError(f'{path} is a directory without config.json; pass a checkpoint file, {found}')
     if not os.path.isfile(path):
         raise FileNotFoundError(f'no checkpoint at {str(path)!r}; train first, or pass a file written by train.py')
     with _one_line_error(f'{path} is not a valid checkpoint', 'pass a file written by train.py'):

@@ -349,5 +349,8 @@ def prepare(load, source, out_dir, tokenizer, vocab_size=4096, bpe_megabytes=100
     for split, split_info in splits.items():
         print(f'{split:>5}: {split_info["stories"]:>9,} stories {split_info["tokens"]:>13,} tokens '
               f'{split_info["bytes"] / split_info["tokens"]:.2f} bytes per token')
+    if splits['val']['stories'] < 100:
+        print(f'note: {splits["val"]["stories"]} stories in val.bin are few for evaluation and tuning; raise '
+              '--val_fraction or add stories')
     print(f'wrote {out} in {time.time() - start:.1f} s ({rate:,.0f} tokens/s); source: {source}')
     print(f'next: python train.py --dataset={out.relative_to(DATA).as_posix() if out.is_relative_to(DATA) else out}')
