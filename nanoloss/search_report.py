@@ -61,7 +61,7 @@ def write_report(study, folder):
         raise ValueError(f'--study={folder}: no trial has completed, {len(trials)} diverged or were pruned; '
                          'run more trials, or search lower learning rates')
     best, settings = ranked[0], study.user_attrs['search']['settings']
-    seed = settings['seed']
+    seed = settings.get('seed', 1337)
     description = study.user_attrs['description']
     importances = parameter_importances(study)
     tables = tabulate(trials, ranked, importances)
