@@ -6,7 +6,7 @@
 
 A study is a name in docs/studies or a results.json of compare.py. Every rung is compared with the rung before it,
 every arm of --beside with the last rung, by a paired t-test over the seeds that both have, in the declared readout.
-The figure shows how many nats per token each arm gains over the first rung, with one panel for each study.
+The figure shows these differences, with one column for each study.
 """
 import argparse
 import sys
@@ -50,35 +50,41 @@ def format_table(runs, rungs, beside, labels):
 
 
 def draw(path, studies, rungs, beside, labels, titles):
-    """Write bar charts of the gains over the first rung, with 95 % intervals: one panel for each of the studies.
+    """Write bar charts of the gains with 95 % intervals, a column for each of the studies.
 
-    A dashed line marks the last rung, with which the arms of `beside` are compared.
+    Above, each bar starts where the one before ends: the gain of a change over the row before it. Below are the
+    differences of the arms of `beside` to the last rung.
     """
     from nanoloss import plotting  # imports matplotlib
-    arms = rungs[1:] + beside
-    figure, axes = plotting.plt.subplots(1, len(studies), figsize=(plotting.WIDTH, 1.4 + 0.3 * len(arms)), sharex=True,
-                                         sharey=True, squeeze=False)
-    for axis, title, runs in zip(axes[0], titles, studies, strict=True):
-        for y, arm in enumerate(arms):
-            t = paired_t(gains(runs, arm, rungs[0]))
-            half_width = t['interval'][1] - t['mean'] if t['interval'] else 0
-            axis.barh(y, t['mean'], xerr=half_width, height=0.7, color=plotting.COLORS[arm in beside], ecolor='black',
-                      capsize=3, label='the same with another loss' if arm in beside else 'cross-entropy')
-            if beside and arm == rungs[-1]:
-                axis.axvline(t['mean'], color=plotting.GRAY, linestyle='--', linewidth=1)
-            axis.annotate(f'{t["mean"]:+.3f}', (max(0, t['mean'] + half_width), y), xytext=(4, 0),
-                          textcoords='offset points', va='center')
-        axis.grid(axis='y', visible=False)
-        axis.margins(x=0.15 * (1 + len(studies)))  # room for the numbers
-        axis.axvline(0, color='black', linewidth=1)
-        first = np.mean([run['nats'] for run in runs[rungs[0]].values()])
-        axis.set_title(title)
-        axis.set_xlabel(f'gain over {first:.3f} nats per token')
-    axes[0, 0].set_yticks(range(len(arms)), [labels[arm] for arm in arms])
-    axes[0, 0].invert_yaxis()
+    groups = [list(zip(rungs[1:], rungs)), [(arm, rungs[-1]) for arm in beside]]
+    groups = [pairs for pairs in groups if pairs]
+    figure, axes = plotting.plt.subplots(
+        len(groups), len(studies), sharex=True, sharey='row', squeeze=False, height_ratios=list(map(len, groups)),
+        figsize=(plotting.WIDTH, 1.8 + 0.3 * len(rungs + beside)))
+    for column, title, runs in zip(axes.T, titles, studies, strict=True):
+        for number, (axis, pairs) in enumerate(zip(column, groups, strict=True)):
+            start = 0
+            for y, (arm, base) in enumerate(pairs):
+                t = paired_t(gains(runs, arm, base))
+                half_width = t['interval'][1] - t['mean'] if t['interval'] else 0
+                axis.barh(y, t['mean'], left=start, xerr=half_width, height=0.7, color=plotting.COLORS[number],
+                          ecolor='black', capsize=3)
+                axis.annotate(f'{t["mean"]:+.3f}', (max(start, start + t['mean'] + half_width), y), xytext=(4, 0),
+                              textcoords='offset points', va='center')
+                start += 0 if number else t['mean']
+            axis.grid(axis='y', visible=False)
+            axis.axvline(0, color='black', linewidth=1)
+        total = paired_t(gains(runs, rungs[-1], rungs[0]))['mean']
+        column[0].set_title(f'{title or "changes to the recipe"}: {total:+.2f}')
+        if beside:
+            column[1].set_title('the last recipe, another loss')
+        column[-1].set_xlabel('nats per token gained (95 % intervals)')
+    for axis, pairs in zip(axes[:, 0], groups, strict=True):
+        axis.set_yticks(range(len(pairs)), [labels[arm] for arm, _ in pairs])
+        axis.invert_yaxis()
+    left, right = axes[0, 0].get_xlim()
+    axes[0, 0].set_xlim(right=right + 0.1 * len(studies)**1.5 * (right - left))  # room for the numbers
     figure.suptitle(f'nats per token gained over {labels[rungs[0]]}, higher is better')
-    if beside:
-        plotting.legend_below(figure, axes[0, 0])
     plotting.save(figure, path)
 
 

@@ -3,10 +3,12 @@ import json
 
 import numpy as np
 import pytest
+from configurator import read_settings, run_config
 from conftest import ROOT, run
 from scipy import stats
 
 from dev import pool_studies
+from nanoloss.study_plan import STUDIES
 
 ARMS = ('stock', 'tuned', 'muon', 'smoothing')
 
@@ -49,3 +51,13 @@ def test_mistakes(study, flags):
     """Unknown arms and a wrong number of labels or titles are refused in one line."""
     status, out, err = run(ROOT / 'dev/ladder.py', study[0], *flags)
     assert status == 2 and err.count('\n') == 1 and not out
+
+
+@pytest.mark.parametrize('config, arm', [('ladder_nanogpt', 'stock'), ('ladder_best', 'schedule')])
+def test_config_files(config, arm):
+    """The config files of the ladder have the settings of their arms in the published study."""
+    defaults, _, _ = read_settings(ROOT / 'train.py')
+    namespace, _ = run_config(str(ROOT / f'config/{config}.py'), defaults)
+    settings = json.loads((STUDIES / 'ladder.json').read_text())['plan']['settings'][arm]
+    for key, value in settings.items():
+        assert key in ('matmul', 'out_dir') or namespace[key] == value, key

@@ -269,13 +269,17 @@ def test_resume_matches_an_uninterrupted_run(train, tmp_path, optimizer):
     assert iterations == sorted(set(iterations))
 
 
-@pytest.mark.parametrize('schedule, at_20', [
+CROSS_ENTROPY = losses.cross_entropy(256)
+
+
+@pytest.mark.parametrize('schedule, at_20, at_end', [
     (['--loss=squentropy', '--squentropy_schedule=linear', '--squentropy_end=0.7'],
-     losses.squentropy(256, 1 - 0.475 / 0.7)),  # the iteration before was at 19/40 of training
-    (['--loss=squentropy', '--squentropy_start=0.3', '--squentropy_schedule=linear', '--squentropy_end=0.7'],
-     losses.squentropy(256, 1 - 0.175 / 0.4)),
-    (['--loss=mse', '--mse_end=0.7'], losses.mse(256)), (['--context_warmup=0.5'], losses.cross_entropy(256))])
-def test_schedule_resumes(train, tmp_path, schedule, at_20):
+     losses.squentropy(256, 1 - 0.475 / 0.7), CROSS_ENTROPY),  # the iteration before was at 19/40 of training
+    (['--loss=squentropy', '--squentropy_start=0.3', '--squentropy_schedule=rise', '--squentropy_end=0.7'],
+     losses.squentropy(256, 0.175 / 0.4), losses.squentropy(256)),
+    (['--loss=mse', '--mse_end=0.7'], losses.mse(256), CROSS_ENTROPY),
+    (['--context_warmup=0.5'], CROSS_ENTROPY, CROSS_ENTROPY)])
+def test_schedule_resumes(train, tmp_path, schedule, at_20, at_end):
     """A run resumed from iteration 20 ends in the same bits; its loss at 20 and at the end is that of the schedule."""
     assert train(*schedule, '--keep_checkpoints=3')[0] == 0
     whole = load_checkpoint(tmp_path / 'run/ckpt.pt')
@@ -287,7 +291,17 @@ def test_schedule_resumes(train, tmp_path, schedule, at_20):
     resumed = load_checkpoint(tmp_path / 'run/ckpt.pt')
     assert all(torch.equal(x, resumed['model'][name]) for name, x in whole['model'].items())
     assert {m['iter']: m['loss'] for m in read(tmp_path / 'run/metrics.jsonl') if 'loss' in m} == before
-    assert [*restore_model(resumed)[2]] == pytest.approx([*losses.cross_entropy(256)])
+    assert [*restore_model(resumed)[2]] == pytest.approx([*at_end])
+
+
+def test_squentropy_start(train, tmp_path):
+    """Before squentropy_start a run has the losses of cross-entropy, afterwards it has not."""
+    logs = []
+    for flags in ['--loss=cross_entropy'], ['--loss=squentropy', '--squentropy_start=0.5']:
+        assert train(*flags, '--log_interval=1')[0] == 0
+        logs.append({m['iter']: m['loss'] for m in read(tmp_path / 'run/metrics.jsonl') if 'loss' in m})
+        shutil.rmtree(tmp_path / 'run')
+    assert [i for i in logs[0] if logs[0][i] == logs[1][i]] == list(range(1, 21))  # of 40; 21 has progress 20/40
 
 
 def test_init_from_auto(train, tmp_path):
