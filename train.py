@@ -127,6 +127,7 @@ out_dir = out_dir.replace('{loss}', loss)
 
 # device and data -------------------------------------------------------------
 with fail_on(OSError, ValueError):
+    make_loss(loss, 10)  # an unknown loss is reported before missing data
     local_batch_size, micro_steps = distributed.split_batch(batch_size, gradient_accumulation_steps)
     device, dtype, autocast, device_reason = choose_device(device, dtype, distributed.local_rank)
     use_compile, compile_reason = choose_compile(compile, device)

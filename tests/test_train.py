@@ -430,6 +430,7 @@ NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason='needs a machine 
     ('--n_head=3', ['n_embd % n_head']),
     ('no.py', ['no.py']),
     ('--loss=hinge', ['hinge', 'cross_entropy']),
+    ('--loss=hinge --dataset=nowhere', ['hinge']),
     ('--dataset=nowhere', ['--dataset=nowhere']),
     ('--dataset=tinystories/nosuch', ['tinystories/nosuch', 'prepare.py --tokenizer=nosuch']),
     ('--block_size=1000000000000', ['block_size=1000000000000']),
