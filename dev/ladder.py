@@ -16,6 +16,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from configurator import fail
+from nanoloss import signals
 from nanoloss.statistics import paired_t
 from nanoloss.study_plan import read_study
 from nanoloss.study_report import format_interval, mean_and_deviation, split_labels
@@ -120,4 +121,5 @@ def main():
 
 
 if __name__ == '__main__':
+    signals.install_excepthook('report fewer studies')  # also ends quietly when the reader of stdout is gone
     main()

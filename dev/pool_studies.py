@@ -18,6 +18,7 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from configurator import fail
+from nanoloss import signals
 from nanoloss.statistics import paired_t, sign_flip
 from nanoloss.study_plan import read_study
 from nanoloss.study_report import CALIBRATED_MEASURES, MEASURES, format_interval, split_labels
@@ -175,4 +176,5 @@ def main():
 
 
 if __name__ == '__main__':
+    signals.install_excepthook('pool fewer studies')  # also ends quietly when the reader of stdout is gone
     main()
